@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The four rows of docs/results.md: hippocampus, ten labelled cases. Run the stations in this order:
+#   WORK=/scratch/first DATA=/path/to/nnUNet_raw DEVICE=cuda bash benchmarks/first_result.sh plan pretrain frozen random scratch stock evaluate
+# ENCODER, STEPS (pretraining), EPOCHS (fine-tuning, of 50 iterations), MINUTES (stock nnU-Net), BATCH can be set.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+: "${WORK:?folder for everything that is written}" "${DATA:?nnUNet_raw folder with Dataset004_Hippocampus}"
+ENCODER=${ENCODER:-vit_small_8} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-1500} BATCH=${BATCH:-64}
+EPOCHS=${EPOCHS:-40} MINUTES=${MINUTES:-5} LR=${LR:-1e-3}
+PLANS=nnsslPlans_$ENCODER
+export nnUNet_raw=$DATA nnUNet_preprocessed=$WORK/nnUNet_preprocessed nnUNet_results=$WORK/nnUNet_results
+export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
+mkdir -p "$WORK"
+
+timed() { # NAME COMMAND...: keep the output, the seconds and the peak memory
+    local name=$1 start=$SECONDS; shift
+    "$@" >"$WORK/$name.log" 2>&1 || { tail -20 "$WORK/$name.log"; return 1; }
+    echo "$name $((SECONDS - start)) s" | tee -a "$WORK/seconds.txt"
+}
+train() { # NAME MODE...
+    local name=$1; shift
+    timed "train_$name" nnssl_train 4 3d_fullres 0 -p "$PLANS" -run "$name" -num_labelled 10 -seed 0 -device "$DEVICE" "$@" \
+        --set "epochs=$EPOCHS" iterations_per_epoch=50 val_iterations=5 "lr=$LR"
+}
+predict() { # NAME
+    timed "predict_$1" nnssl_predict -i "$WORK/validation/images" -o "$WORK/predictions_$1" -d 4 -c 3d_fullres \
+        -p "${PLANS}_$1" -f 0 -device "$DEVICE"
+}
+plan() {
+    timed plan nnssl_plan_and_preprocess -d 4 -e "$ENCODER"
+}
+pretrain() {
+    timed pretrain nnssl_pretrain 4 -t threedino -e "$ENCODER" -p "$PLANS" -f 0 -run first -device "$DEVICE" \
+        --set "steps=$STEPS" "batch_size=$BATCH" prototypes=4096 save_every=250
+}
+frozen() { train frozen -pretrained_weights "$nnUNet_results/pretrained/first/encoder.safetensors"; }
+random() { train random --random_frozen; }
+scratch() { train scratch --from_scratch; }
+stock() {
+    export nnUNet_preprocessed=$WORK/stock_preprocessed nnUNet_extTrainer=$here/stock_trainer NNSSL_STOCK_MINUTES=$MINUTES
+    [ "${nnUNet_n_proc_DA}" != 0 ] || export nnUNet_n_proc_DA=1
+    timed stock_plan nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres --verify_dataset_integrity
+    python - "$WORK" <<'PY'
+import json, sys
+from pathlib import Path
+work = Path(sys.argv[1])
+split = json.loads((work / "nnUNet_preprocessed/Dataset004_Hippocampus/splits_final.json").read_text())[0]
+run = next(work.glob("nnUNet_results/Dataset004_Hippocampus/*frozen*/fold_0/training_cases.json"))
+split["train"] = json.loads(run.read_text())
+out = work / "stock_preprocessed/Dataset004_Hippocampus/splits_final.json"
+out.write_text(json.dumps([split]))
+print(len(split["train"]), "training cases,", len(split["val"]), "validation cases")
+PY
+    timed train_stock nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerMinutes -device "$DEVICE"
+    timed predict_stock nnUNetv2_predict -i "$WORK/validation/images" -o "$WORK/predictions_stock" -d 4 -c 3d_fullres \
+        -tr nnUNetTrainerMinutes -f 0 -device "$DEVICE"
+}
+validation() { # links to the images and labels of fold 0's validation cases
+    python - "$WORK" "$DATA" <<'PY'
+import json, sys
+from pathlib import Path
+work, raw = Path(sys.argv[1]), Path(sys.argv[2]).resolve() / "Dataset004_Hippocampus"
+for case in json.loads((work / "nnUNet_preprocessed/Dataset004_Hippocampus/splits_final.json").read_text())[0]["val"]:
+    for source, folder in ((raw / f"imagesTr/{case}_0000.nii.gz", "images"), (raw / f"labelsTr/{case}.nii.gz", "labels")):
+        link = work / "validation" / folder / source.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(source)
+PY
+}
+evaluate() {
+    for name in frozen random scratch stock; do
+        timed "evaluate_$name" nnssl_evaluate -ref "$WORK/validation/labels" -pred "$WORK/predictions_$name" \
+            -pred2 "$WORK/predictions_frozen" -images "$WORK/validation/images" -o "$WORK/evaluation_$name"
+        cat "$WORK/train_$name.log" | grep -i "training took" || true
+    done
+}
+
+for station in "$@"; do
+    case $station in
+        frozen | random | scratch) validation; "$station"; predict "$station" ;;
+        stock) validation; stock ;;
+        *) "$station" ;;
+    esac
+done

@@ -1,0 +1,173 @@
+"""`nnssl_demo`: the whole road on embedded data, or on a raw data set of your own."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl.commands import command_line
+from nnssl.config import load_json
+from nnssl.dataset_conversion import demo_brain
+from nnssl.dataset_conversion.raw_dataset import list_cases, load_dataset_json
+
+ENCODER = "vit_tiny_8"
+EXAMPLES = """  nnssl_demo                                   embedded brain data, results in ./nnssl_demo
+  nnssl_demo -o /scratch/demo -pretrain_steps 500
+  nnssl_demo --raw $nnUNet_raw/Dataset004_Hippocampus
+  nnssl_demo --raw $nnUNet_raw/Dataset101_HeadNeckCT -unlabelled $nnUNet_raw/Dataset201_UnlabelledCT
+"""
+
+
+@dataclass(frozen=True)
+class Road:
+    """What the commands of the road share."""
+
+    output: Path
+    labelled: str  # data set folder names
+    unlabelled: str | None
+    encoder: str
+    pretrain_steps: int
+    epochs: int
+    device: str
+
+    @property
+    def plans(self) -> str:
+        return f"nnsslPlans_{self.encoder}"
+
+    @property
+    def datasets(self) -> list[str]:
+        return [self.labelled, *([self.unlabelled] if self.unlabelled else [])]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console script."""
+    parser = command_line.parser("nnssl_demo", __doc__ or "", EXAMPLES)
+    parser.add_argument("-o", default="nnssl_demo", help="[OPTIONAL] output folder; default ./nnssl_demo")
+    parser.add_argument(
+        "--raw", metavar="FOLDER", help="[OPTIONAL] a labelled raw data set of your own (DatasetNNN_Name)"
+    )
+    parser.add_argument("-unlabelled", metavar="FOLDER", help="[OPTIONAL] an unlabelled raw data set beside --raw")
+    parser.add_argument("-e", default=ENCODER, help=f"[OPTIONAL] encoder; default {ENCODER}")
+    parser.add_argument("-pretrain_steps", type=int, default=150, help="[OPTIONAL] default 150")
+    parser.add_argument("-epochs", type=int, default=6, help="[OPTIONAL] training epochs of 25 iterations; default 6")
+    command_line.add_device(parser)
+    return command_line.run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    output = Path(arguments.o).resolve()
+    labelled, unlabelled = _prepare_raw(arguments, output)
+    road = Road(
+        output, labelled, unlabelled, arguments.e, arguments.pretrain_steps, arguments.epochs,
+        command_line.device(arguments).type,
+    )  # fmt: skip
+    _set_environment(output)
+    started = time.monotonic()
+    for title, command in _steps(road):
+        if title.startswith("predict"):
+            _collect_validation(road)
+        _run(title, command, output / "logs")
+    _show(road, time.monotonic() - started)
+    return 0
+
+
+def _prepare_raw(arguments: argparse.Namespace, output: Path) -> tuple[str, str | None]:
+    """Fill OUTPUT/nnUNet_raw with the embedded data, or with links to the user's folders."""
+    raw = output / "nnUNet_raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    if arguments.raw is None:
+        if arguments.unlabelled:
+            raise ValueError("-unlabelled needs --raw: give the labelled raw data set as well")
+        sizes = demo_brain.DemoSizes()
+        print("\n".join(demo_brain.describe(sizes)))
+        if not (raw / demo_brain.UNLABELLED / "dataset.json").is_file():
+            demo_brain.write_demo(raw, sizes)
+        return demo_brain.LABELLED, demo_brain.UNLABELLED
+    sources = [Path(folder).resolve() for folder in (arguments.raw, arguments.unlabelled) if folder]
+    for source in sources:
+        load_dataset_json(source)
+        if not (raw / source.name).exists():
+            (raw / source.name).symlink_to(source)
+    return sources[0].name, sources[1].name if len(sources) > 1 else None
+
+
+def _set_environment(output: Path) -> None:
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ[variable] = str(output / variable)
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    os.environ.setdefault("nnUNet_def_n_proc", "2")
+
+
+def _steps(road: Road) -> list[tuple[str, list[str]]]:
+    """The commands of the road, as a user types them."""
+    ids = [name[7:10] for name in road.datasets]
+    label, device = ids[0], ["-device", road.device]
+    weights = str(road.output / "nnUNet_results/pretrained/demo/encoder.safetensors")
+    pretrain = [f"steps={road.pretrain_steps}", "batch_size=8", "prototypes=1024", "save_every=50"]
+    train = [f"epochs={road.epochs}", "iterations_per_epoch=25", "val_iterations=4", "lr=1e-3"]
+    start = ["nnssl_train", label, "3d_fullres", "0", "-p", road.plans, *device]
+    steps = [
+        ("plan and preprocess", ["nnssl_plan_and_preprocess", "-d", *ids, "-e", road.encoder]),
+        ("pretrain", ["nnssl_pretrain", *ids, "-t", "threedino", "-e", road.encoder, "-p", road.plans, "-f", "0",
+                      "-run", "demo", *device, "--set", *pretrain]),
+        ("train on the pretrained encoder",
+         [*start, "-pretrained_weights", weights, "-run", "pretrained", "--set", *train]),
+        ("train on a random encoder", [*start, "--random_frozen", "-run", "random", "--set", *train]),
+    ]  # fmt: skip
+    for run in ("pretrained", "random"):
+        steps.append((f"predict ({run})", _predict(road, run, label, device)))
+    compared = [str(road.output / f"predictions_{run}") for run in ("pretrained", "random")]
+    evaluate = ["nnssl_evaluate", "-ref", str(road.output / "validation_labels"), "-pred", compared[0], "-pred2", compared[1],
+                "-images", str(road.output / "validation_images"), "-o", str(road.output / "evaluation")]  # fmt: skip
+    return [*steps, ("evaluate", evaluate)]
+
+
+def _predict(road: Road, run: str, label: str, device: list[str]) -> list[str]:
+    return ["nnssl_predict", "-i", str(road.output / "validation_images"), "-o", str(road.output / f"predictions_{run}"),
+            "-d", label, "-c", "3d_fullres", "-p", f"{road.plans}_{run}", "-f", "0", "--disable_tta", *device]  # fmt: skip
+
+
+def _collect_validation(road: Road) -> None:
+    """Link images and labels of fold 0's validation cases; neither training nor pretraining has seen them."""
+    raw = road.output / "nnUNet_raw" / road.labelled
+    held_out = load_json(road.output / "nnUNet_preprocessed" / road.labelled / "splits_final.json")[0]["val"]
+    for case in list_cases(raw, load_dataset_json(raw)):
+        if case.identifier in held_out and case.label is not None:
+            for source, folder in [(case.label, "validation_labels"), *((i, "validation_images") for i in case.images)]:
+                link = road.output / folder / source.name
+                link.parent.mkdir(exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(source.resolve())
+
+
+def _run(title: str, command: list[str], logs: Path) -> None:
+    """Run one command of the road, its output in a log file; stop the demo with its last lines if it fails."""
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{title.replace(' ', '_').replace('(', '').replace(')', '')}.log"
+    print(f"\n[{title}]\n  {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    script = Path(sys.executable).parent / command[0]
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen([str(script), *command[1:]], stdout=stream, stderr=subprocess.STDOUT)
+        code = _watch(process, log, started)
+    print(f"\r  {time.monotonic() - started:.0f} s, log: {log}".ljust(100), flush=True)
+    if code != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        print(tail, file=sys.stderr)
+        raise ValueError(f"{title}: {command[0]} ended with exit code {code}; the whole output is in {log}")
+
+
+def _watch(process: subprocess.Popen[bytes], log: Path, started: float) -> int:
+    """Wait for a command and show its newest line of output on a terminal."""
+    while True:
+        try:
+            return process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            if sys.stdout.isatty():
+                tail = log.read_bytes()[-400:].decode("utf-8", "replace").replace("\r", "\n").split("\n")
+                newest = next((line for line in reversed(tail) if line.strip()), "")
+                print(f"\r  {time.monotonic() - started:4.0f} s  {newest[:90]:<90}", end="", flush=True)
