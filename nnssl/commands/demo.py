@@ -171,3 +171,39 @@ def _watch(process: subprocess.Popen[bytes], log: Path, started: float) -> int:
                 tail = log.read_bytes()[-400:].decode("utf-8", "replace").replace("\r", "\n").split("\n")
                 newest = next((line for line in reversed(tail) if line.strip()), "")
                 print(f"\r  {time.monotonic() - started:4.0f} s  {newest[:90]:<90}", end="", flush=True)
+
+
+def _show(road: Road, seconds: float) -> None:
+    """The table of both runs, and where everything is."""
+    runs = load_json(road.output / "evaluation" / "evaluation.json")["runs"]
+    labels = list(runs[0]["labels"])
+    rows = [["frozen encoder", *labels, "foreground mean [95 %]"]]
+    for title, run in zip(("pretrained (3DINO)", "random"), runs, strict=True):
+        mean = run["foreground_mean"]["dice"]
+        cells = [f"{run['labels'][label]['dice']['mean']:.3f}" for label in labels]
+        rows.append([title, *cells, f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"])
+    print(f"\nDice on {len(runs[0]['cases'])} validation cases that neither training nor pretraining has seen")
+    print("\n".join(_table(rows)))
+    results = road.output / "nnUNet_results"
+    print(f"\n{seconds / 60:.1f} minutes. Files:")
+    for path in [
+        road.output / "nnUNet_preprocessed" / road.labelled / f"{road.plans}.json",
+        results / "pretrained/demo/encoder.safetensors",
+        results / "pretrained/demo/curves.png",
+        *sorted(results.glob(f"{road.labelled}/*/fold_0/progress.png")),
+        road.output / "evaluation/evaluation.md",
+        *sorted((road.output / "evaluation").glob("**/*.png")),
+    ]:
+        print(f"  {path}")
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 INTENSITY_KINDS = ("percentile", "window")
@@ -34,10 +35,13 @@ class IntensityRange:
         return f"{self.kind}:{self.low:g},{self.high:g}"
 
 
-def to_encoder_range(volume: Tensor, encoder_range: tuple[float, float]) -> Tensor:
-    """Map stored [0, 1] intensities (0 = background) to the range that the encoder was trained on."""
+def to_encoder_range(volume: Tensor, encoder_range: tuple[float, float], *, out: Tensor | None = None) -> Tensor:
+    """Map stored [0, 1] intensities (0 = background) to the range that the encoder was trained on.
+
+    `out=volume` works in place.
+    """
     low, high = encoder_range
-    return volume * (high - low) + low
+    return torch.mul(volume, high - low, out=out).add_(low)
 
 
 @dataclass(frozen=True)
