@@ -43,10 +43,10 @@ stock() {
     python - "$WORK" <<'PY'
 import json, sys
 from pathlib import Path
+from nnssl.trainers.splits import labelled_subset
 work = Path(sys.argv[1])
 split = json.loads((work / "nnUNet_preprocessed/Dataset004_Hippocampus/splits_final.json").read_text())[0]
-run = next(work.glob("nnUNet_results/Dataset004_Hippocampus/*frozen*/fold_0/training_cases.json"))
-split["train"] = json.loads(run.read_text())
+split["train"] = labelled_subset(split["train"], 10, 0)  # the cases that `-num_labelled 10 -seed 0` takes
 out = work / "stock_preprocessed/Dataset004_Hippocampus/splits_final.json"
 out.write_text(json.dumps([split]))
 print(len(split["train"]), "training cases,", len(split["val"]), "validation cases")

@@ -61,7 +61,7 @@ def write_demo(raw: Path, sizes: DemoSizes, seed: int = 0) -> None:
 
 
 def load_template(spacing_mm: float) -> Template:
-    """The MNI152 T1 template and its tissue maps at an isotropic spacing; needs the pip package nilearn, no download."""
+    """The MNI152 T1 template and its tissue maps at an isotropic spacing, from the pip package nilearn."""
     try:
         from nilearn import datasets
     except ModuleNotFoundError as error:
@@ -113,4 +113,5 @@ def describe(sizes: DemoSizes) -> Iterator[str]:
         "from ONE brain (the MNI152 template inside the package nilearn) by random smooth warps, contrast changes, "
         "bias fields and noise."
     )
-    yield "validation warps occur neither in training nor in pretraining. These numbers show that the road works, nothing more."
+    yield "validation warps occur neither in training nor in pretraining."
+    yield "These numbers show that the road works, nothing more."

@@ -22,7 +22,9 @@ def run(work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
     except (ValueError, OSError) as error:
         if os.environ.get("NNSSL_DEBUG"):
             raise
-        text = error.strerror if isinstance(error, OSError) and error.strerror and error.filename is None else str(error)
+        text = (
+            error.strerror if isinstance(error, OSError) and error.strerror and error.filename is None else str(error)
+        )
         print(f"{parser.prog}: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -108,8 +108,8 @@ def _steps(road: Road) -> list[tuple[str, list[str]]]:
     label, device = ids[0], ["-device", road.device]
     weights = str(road.output / "nnUNet_results/pretrained/demo/encoder.safetensors")
     pretrain = [f"steps={road.pretrain_steps}", "batch_size=8", "prototypes=1024", "save_every=50"]
-    train = [f"epochs={road.epochs}", "iterations_per_epoch=25", "val_iterations=4", "lr=1e-3"]
-    start = ["nnssl_train", label, "3d_fullres", "0", "-p", road.plans, *device]
+    train = [f"epochs={road.epochs}", "iterations_per_epoch=25", "val_iterations=4", "lr=1e-3", "batch_size=2"]
+    start = ["nnssl_train", label, "3d_fullres", "0", "-p", road.plans, "--no_validation", *device]
     steps = [
         ("plan and preprocess", ["nnssl_plan_and_preprocess", "-d", *ids, "-e", road.encoder]),
         ("pretrain", ["nnssl_pretrain", *ids, "-t", "threedino", "-e", road.encoder, "-p", road.plans, "-f", "0",
@@ -120,15 +120,16 @@ def _steps(road: Road) -> list[tuple[str, list[str]]]:
     ]  # fmt: skip
     for run in ("pretrained", "random"):
         steps.append((f"predict ({run})", _predict(road, run, label, device)))
-    compared = [str(road.output / f"predictions_{run}") for run in ("pretrained", "random")]
-    evaluate = ["nnssl_evaluate", "-ref", str(road.output / "validation_labels"), "-pred", compared[0], "-pred2", compared[1],
+    evaluate = ["nnssl_evaluate", "-ref", str(road.output / "validation_labels"),
+                "-pred", str(road.output / "predictions_pretrained"), "-pred2", str(road.output / "predictions_random"),
                 "-images", str(road.output / "validation_images"), "-o", str(road.output / "evaluation")]  # fmt: skip
     return [*steps, ("evaluate", evaluate)]
 
 
 def _predict(road: Road, run: str, label: str, device: list[str]) -> list[str]:
-    return ["nnssl_predict", "-i", str(road.output / "validation_images"), "-o", str(road.output / f"predictions_{run}"),
-            "-d", label, "-c", "3d_fullres", "-p", f"{road.plans}_{run}", "-f", "0", "--disable_tta", *device]  # fmt: skip
+    images, output = road.output / "validation_images", road.output / f"predictions_{run}"
+    return ["nnssl_predict", "-i", str(images), "-o", str(output), "-d", label, "-c", "3d_fullres",
+            "-p", f"{road.plans}_{run}", "-f", "0", "--disable_tta", *device]  # fmt: skip
 
 
 def _collect_validation(road: Road) -> None:

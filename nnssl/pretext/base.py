@@ -31,10 +31,10 @@ class PretextTask(nn.Module, ABC):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"loss": scalar to minimise, further scalars to log}; changes no state."""
 
-    def begin_step(self, step: int, total: int) -> None:  # noqa: B027 - optional hook
+    def begin_step(self, step: int, total: int) -> None:
         """Set what depends on the position in training (teacher temperature) before step `step` of `total`."""
 
-    def after_step(self, step: int, total: int) -> None:  # noqa: B027 - optional hook
+    def after_step(self, step: int, total: int) -> None:
         """Move teachers and centres after the optimiser's step."""
 
     @abstractmethod

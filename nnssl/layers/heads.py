@@ -1,0 +1,54 @@
+"""Projection head of DINO and iBOT: MLP, L2-normalised bottleneck, weight-normalised prototypes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ProjectionHead(nn.Module):
+    """Features -> logits over prototypes (DINOv2; 3DINO: 2048 hidden, 256 bottleneck, 65,536 prototypes).
+
+    Parameter names are the published ones: mlp.0, mlp.2, mlp.4, last_layer.weight_g, last_layer.weight_v.
+    """
+
+    def __init__(self, width: int, *, hidden: int = 2048, bottleneck: int = 256, prototypes: int = 65536) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = Prototypes(bottleneck, prototypes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(rows, width) -> (rows, prototypes) float32 logits; 0 rows are allowed.
+
+        Bottleneck norm and prototypes run outside autocast: logits are divided by temperatures down to 0.04, where the
+        rounding of a bf16 logit (0.4 %) would move a target by 10 %; and a bf16 copy would not spare the float32 one
+        that the losses need.
+        """
+        bottleneck = self.mlp(features)
+        with torch.autocast(bottleneck.device.type, enabled=False):
+            unit = bottleneck if bottleneck.dtype == torch.float64 else bottleneck.float()
+            return self.last_layer(F.normalize(unit, eps=1e-12, dim=-1))
+
+
+class Prototypes(nn.Module):
+    """Linear layer without bias whose rows are gain * direction (weight normalisation, arXiv:1602.07868).
+
+    The gain starts at 1 and is trained, as in DINOv2 and 3DINO (DINO v1 freezes it).
+    """
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(prototypes, width))
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # PyTorch's default of a linear layer; its length sets
+        # how fast AdamW turns a direction
+
+    def forward(self, unit: Tensor) -> Tensor:
+        """(rows, width) of length 1 -> (rows, prototypes): gain times cosine similarity."""
+        scale = self.weight_g / self.weight_v.norm(dim=1, keepdim=True)
+        return F.linear(unit, self.weight_v * scale)

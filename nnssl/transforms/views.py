@@ -1,0 +1,120 @@
+"""3D random resized crops and random orientations: how one volume becomes the views of a multi-crop objective.
+
+"Volume" is (C, X, Y, Z). One axis, `depth_axis`, is the coarse one; the other two form the plane. Every draw comes
+from the generator that is passed in.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ATTEMPTS = 10  # draws of a plane before the fallback (as in 2D, Inception crops)
+PLANES = ((0, 1), (0, 2), (1, 2))
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How much of a volume a random crop takes (3DINO).
+
+    Depth is drawn on its own, as a share of the *edge*: sliced scans have few, thick slices.
+    """
+
+    area: tuple[float, float]  # share of the plane
+    depth: tuple[float, float]  # share of the depth edge
+    ratio: tuple[float, float] = (0.9, 1 / 0.9)  # of the plane's sides, relative to the view's own
+
+    def __post_init__(self) -> None:
+        for name in ("area", "depth", "ratio"):
+            low, high = getattr(self, name)
+            if not (0 < low <= high and (name == "ratio" or high <= 1)):
+                raise ValueError(f"CropRule.{name}=({low:g}, {high:g}): expected 0 < low <= high (<= 1 for a share)")
+
+
+def random_view(volume: Tensor, rule: CropRule, *, size: Shape, depth_axis: int, generator: torch.Generator) -> Tensor:
+    """A random crop of `volume` (C, X, Y, Z), resized to (C, *size), flipped and turned at random."""
+    box = random_box(_shape(volume), rule, size=size, depth_axis=depth_axis, generator=generator)
+    return random_orientation(resize(volume[(slice(None), *box)], size), generator)
+
+
+def random_box(
+    shape: Shape, rule: CropRule, *, size: Shape, depth_axis: int, generator: torch.Generator
+) -> tuple[slice, slice, slice]:
+    """Where to crop a volume of `shape` voxels for a view of `size` voxels.
+
+    Plane: up to 10 draws of area = share * plane and log-uniform ratio, accepted if both sides fit; then the largest
+    plane of an allowed ratio. Lengths count in sides of the view, so that a ratio within `rule.ratio` means that
+    resizing stretches one axis of the plane at most that much more than the other, whatever the shape of the view;
+    for cubic views these are the reference's numbers. Depth: a share of the edge, drawn independently; at least one
+    voxel (the reference takes the whole edge where rounding gives 0). The corner is uniform.
+    """
+    first, second = (axis for axis in range(3) if axis != depth_axis)
+    edges = [0, 0, 0]
+    edges[first], edges[second] = _random_plane(
+        (shape[first], shape[second]), rule, size=(size[first], size[second]), generator=generator
+    )
+    edges[depth_axis] = max(1, round(shape[depth_axis] * _uniform(generator, *rule.depth)))
+    starts = [_integer(generator, full - edge + 1) for full, edge in zip(shape, edges, strict=True)]
+    x, y, z = (slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
+    return x, y, z
+
+
+def resize(volume: Tensor, size: Shape) -> Tensor:
+    """(C, X, Y, Z) -> (C, *size), trilinear with half-pixel centres, no antialiasing (as the reference)."""
+    if _shape(volume) == tuple(size):
+        return volume.clone()
+    return F.interpolate(volume[None], size=tuple(size), mode="trilinear", align_corners=False)[0]
+
+
+def random_orientation(view: Tensor, generator: torch.Generator, *, flip: float = 0.3, turn: float = 0.3) -> Tensor:
+    """Flip each axis with probability `flip`; turn each plane with probability `turn` by 90, 180 or 270 degrees.
+
+    A plane with unequal sides is only turned by 180 degrees: the view keeps its size. The paper does not list turns.
+    """
+    axes = [axis + 1 for axis in range(3) if _uniform(generator, 0.0, 1.0) < flip]
+    view = view.flip(axes) if axes else view
+    for first, second in PLANES:
+        happens = _uniform(generator, 0.0, 1.0) < turn
+        quarters = 1 + _integer(generator, 3)
+        if not happens:
+            continue
+        if view.shape[first + 1] != view.shape[second + 1]:
+            quarters = 2
+        view = view.rot90(quarters, (first + 1, second + 1))
+    return view.contiguous()
+
+
+def _random_plane(
+    full: tuple[int, int], rule: CropRule, *, size: tuple[int, int], generator: torch.Generator
+) -> tuple[int, int]:
+    """Sides of the plane in voxels; see `random_box`."""
+    height, width = full[0] / size[0], full[1] / size[1]
+    log_ratio = (math.log(rule.ratio[0]), math.log(rule.ratio[1]))
+    for _ in range(ATTEMPTS):
+        area = height * width * _uniform(generator, *rule.area)
+        ratio = math.exp(_uniform(generator, *log_ratio))
+        rows = round(math.sqrt(area / ratio) * size[0])
+        columns = round(math.sqrt(area * ratio) * size[1])
+        if 0 < rows <= full[0] and 0 < columns <= full[1]:
+            return rows, columns
+    ratio = min(max(width / height, rule.ratio[0]), rule.ratio[1])
+    rows = round(min(height, width / ratio) * size[0])
+    columns = round(min(width, height * ratio) * size[1])
+    return max(1, rows), max(1, columns)
+
+
+def _shape(volume: Tensor) -> Shape:
+    x, y, z = volume.shape[-3:]
+    return x, y, z
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _integer(generator: torch.Generator, below: int) -> int:
+    return int(torch.randint(below, (), generator=generator))

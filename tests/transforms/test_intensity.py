@@ -1,0 +1,107 @@
+"""Each intensity transform against its MONAI or scipy peer for fixed parameters."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, special
+from torch import Tensor
+
+from nnssl.transforms.intensity import (
+    gamma_contrast,
+    gaussian_noise,
+    gaussian_sharpen,
+    gaussian_smooth,
+    gibbs_noise,
+    histogram_shift,
+)
+from tests.rules import uniform
+
+monai = pytest.importorskip("monai.transforms", reason="MONAI is a test dependency (nnssl[dev])")
+
+SHAPE = (2, 1, 14, 12, 9)
+SIGMAS = torch.tensor([[0.3, 1.4, 0.8], [1.5, 0.25, 0.6]])
+
+
+def _volumes(border: int = 0) -> Tensor:
+    volumes = torch.from_numpy(uniform("volumes", SHAPE, 0.1, 0.9))
+    return torch.nn.functional.pad(volumes, [border] * 6)
+
+
+def test_contrast_equals_monai() -> None:
+    volumes, gammas = _volumes(), [0.6, 1.8]
+    peers = [monai.AdjustContrast(gamma)(volume) for gamma, volume in zip(gammas, volumes, strict=True)]
+    torch.testing.assert_close(gamma_contrast(volumes, torch.tensor(gammas)), torch.stack(peers))
+
+
+def test_histogram_shift_equals_monai() -> None:
+    volumes, peers, points = _volumes(), [], []
+    for seed, volume in enumerate(volumes):
+        peer = monai.RandHistogramShift(num_control_points=10, prob=1.0).set_random_state(seed)
+        peers.append(peer(volume))
+        points.append(torch.from_numpy(peer.floating_control_points))
+    torch.testing.assert_close(histogram_shift(volumes, torch.stack(points)), torch.stack(peers), atol=1e-6, rtol=1e-5)
+
+
+def test_histogram_shift_leaves_a_constant_sample_alone() -> None:
+    volumes = torch.full((1, 1, 3, 3, 3), 0.4)
+    shifted = histogram_shift(volumes, torch.tensor([[0.0, 0.9, 1.0]]))
+    torch.testing.assert_close(shifted, volumes)
+
+
+def test_noise_has_the_deviation_of_its_sample() -> None:
+    volumes, sigma = torch.full((2, 1, 30, 30, 30), 0.5), torch.tensor([0.001, 0.1])
+    noise = gaussian_noise(volumes, sigma, torch.Generator().manual_seed(0)) - volumes
+    torch.testing.assert_close(noise.flatten(1).std(1), sigma, rtol=0.03, atol=0)
+
+
+def test_smoothing_equals_monai_on_a_background_border() -> None:
+    volumes = _volumes(border=7)  # there zero padding and repetition of the border are the same
+    peers = [monai.GaussianSmooth(sigma.tolist())(volume) for sigma, volume in zip(SIGMAS, volumes, strict=True)]
+    torch.testing.assert_close(gaussian_smooth(volumes, SIGMAS), torch.stack(peers), atol=1e-6, rtol=1e-5)
+
+
+def test_smoothing_repeats_the_border_as_scipy_does() -> None:
+    volumes = _volumes()
+    for volume, sigmas, found in zip(volumes, SIGMAS.tolist(), gaussian_smooth(volumes, SIGMAS), strict=True):
+        expected = volume[0].double().numpy()
+        for axis, sigma in enumerate(sigmas):
+            steps = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
+            kernel = special.ndtr((steps + 0.5) / sigma) - special.ndtr((steps - 0.5) / sigma)
+            expected = ndimage.correlate1d(expected, kernel, axis=axis, mode="nearest")
+        np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_smoothing_a_constant_volume_changes_nothing() -> None:
+    volumes = torch.full((2, 1, 5, 8, 3), 0.7)  # kernels wider than the volume, too
+    torch.testing.assert_close(gaussian_smooth(volumes, SIGMAS), volumes, atol=1e-4, rtol=0)
+
+
+def test_sharpening_equals_monai_on_a_background_border() -> None:
+    volumes, alpha = _volumes(border=9), torch.tensor([10.0, 30.0])
+    first, second = torch.tensor([[0.5, 0.8, 1.0], [0.6, 0.9, 0.7]]), torch.tensor([[0.5, 0.6, 0.9], [0.55, 0.5, 0.7]])
+    peers = [
+        monai.GaussianSharpen(one.tolist(), two.tolist(), float(a))(volume)
+        for one, two, a, volume in zip(first, second, alpha, volumes, strict=True)
+    ]
+    found = gaussian_sharpen(volumes, (first, second), alpha)
+    torch.testing.assert_close(found, torch.stack(peers), atol=5e-5, rtol=1e-5)
+    assert found.max() > 1.5  # by design not clipped here
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12, 12, 12), (2, 1, 9, 12, 7), (2, 2, 8, 6, 10)])
+def test_gibbs_noise_equals_monai(shape: tuple[int, ...]) -> None:
+    volumes, alphas = torch.from_numpy(uniform("gibbs", shape, 0, 1)), [0.33, 0.71]
+    peers = [monai.GibbsNoise(alpha)(volume) for alpha, volume in zip(alphas, volumes, strict=True)]
+    torch.testing.assert_close(gibbs_noise(volumes, torch.tensor(alphas)), torch.stack(peers), atol=1e-6, rtol=1e-5)
+
+
+def test_transforms_leave_their_input_alone() -> None:
+    volumes = _volumes()
+    before = volumes.clone()
+    rows = torch.tensor([0.5, 0.7])
+    gamma_contrast(volumes, rows)
+    histogram_shift(volumes, torch.tensor([[0.0, 0.2, 1.0]] * 2))
+    gaussian_sharpen(volumes, (SIGMAS, SIGMAS), rows)
+    gibbs_noise(volumes, rows)
+    gaussian_noise(volumes, rows, torch.Generator().manual_seed(0))
+    assert volumes.equal(before)
