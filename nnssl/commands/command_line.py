@@ -5,8 +5,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def run(work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -50,8 +52,10 @@ def add_device(command: argparse.ArgumentParser) -> None:
     )
 
 
-def device(arguments: argparse.Namespace) -> torch.device:
+def device(arguments: argparse.Namespace) -> "torch.device":
     """The device asked for, or the best one here."""
+    import torch  # here: worker processes of commands without networks start in a tenth of the time
+
     name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("-device cuda: no CUDA device is available here; use -device cpu")
