@@ -1,0 +1,160 @@
+"""nnssl_plan_and_preprocess: check, plan and preprocess raw data sets, labelled or not."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nnssl.commands.command_line import parser, run
+from nnssl.data.fingerprint import fingerprint
+from nnssl.data.intake import RawDataset, open_dataset
+from nnssl.data.parallel import default_processes
+from nnssl.data.preprocessing import NnsslPreprocessor, copy_labels
+from nnssl.encoders import encoder_spec
+from nnssl.encoders.base import EncoderSpec, IntensityRange
+from nnssl.paths import preprocessed_folder
+from nnssl.planners.encoder_planner import DEFAULT_ENCODER, EncoderPlanner, default_plans_name, plan_together
+from nnssl.planners.explain import decision_table
+from nnssl.weights.encoder_file import read_weights
+from nnssl.weights.identify import identify
+
+CONFIGURATIONS = ("3d_fullres", "pretrain")
+EXAMPLES = """  nnssl_plan_and_preprocess -d 4
+  nnssl_plan_and_preprocess -d 4 201 -e vit_small_8 -np 4
+  nnssl_plan_and_preprocess -d 101 -e vit_base_16 -intensity window:-175,250 -plans_name nnsslPlansSoftTissue"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run(plan_and_preprocess, command(), argv)
+
+
+def command() -> argparse.ArgumentParser:
+    """The command line."""
+    words = parser("nnssl_plan_and_preprocess", "Check, plan and preprocess raw data sets, labelled or not.", EXAMPLES)
+    add = words.add_argument
+    add(
+        "-d",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
+        help="[REQUIRED] data sets by number or name; the pretrain configuration is planned once over all of them",
+    )
+    add("-e", metavar="ENCODER", help=f"[OPTIONAL] encoder, default {DEFAULT_ENCODER} or what the weights hold")
+    add("-pretrained_weights", metavar="FILE", help="[OPTIONAL] plan for these weights: encoder, crop and intensity")
+    add(
+        "-intensity",
+        metavar="RULE",
+        help="[OPTIONAL] percentile, percentile:LOW,HIGH (percent of the whole image) or "
+        "window:LOW,HIGH (raw values); default: what the weights say, else the encoder's preset",
+    )
+    add("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="[OPTIONAL] default 8")
+    add(
+        "-c",
+        nargs="+",
+        choices=CONFIGURATIONS,
+        metavar="CONFIGURATION",
+        help="[OPTIONAL] what to preprocess: "
+        "3d_fullres pretrain; default both, only pretrain for data sets without labels. Both are always planned",
+    )
+    add("-plans_name", metavar="NAME", help="[OPTIONAL] default nnsslPlans_<encoder>")
+    add(
+        "-overwrite_target_spacing",
+        nargs=3,
+        type=float,
+        metavar=("X", "Y", "Z"),
+        help="[OPTIONAL] spacing of 3d_fullres in mm, X Y Z of RAS (nnU-Net's own flag is Z Y X)",
+    )
+    add("-np", type=int, metavar="N", help="[OPTIONAL] processes; default at most 2, for memory")
+    add("--no_pp", action="store_true", help="[OPTIONAL] check and plan only")
+    add("--clean", action="store_true", help="[OPTIONAL] check the scans again although no file has changed")
+    add("--verify_dataset_integrity", action="store_true", help="[OPTIONAL] accepted; every scan is always checked")
+    return words
+
+
+def plan_and_preprocess(arguments: argparse.Namespace) -> int:
+    """Returns 0, or 1 if some cases could not be used; they are listed at the end."""
+    processes = default_processes() if arguments.np is None else arguments.np
+    if processes < 1:
+        raise ValueError(f"-np {processes}: give 1 or more processes")
+    spec, source = choose_encoder(arguments)
+    raws = list({raw.name: raw for raw in map(open_dataset, arguments.d)}.values())
+    problems: list[str] = []
+    for raw in raws:
+        found = fingerprint(raw, processes=processes, clean=arguments.clean)
+        problems += [line for lines in found.bad_cases.values() for line in lines]
+    _plan(arguments, raws, spec, source)
+    if not arguments.no_pp:
+        problems += _preprocess(arguments, raws, spec, processes)
+    if problems:
+        print(f"\n{len(problems)} problem(s); these cases were left out:")
+        print("\n".join(f"  {line}" for line in problems))
+    return 1 if problems else 0
+
+
+def choose_encoder(arguments: argparse.Namespace) -> tuple[EncoderSpec, str]:
+    """The encoder with its intensity range, and where that range comes from: flag, weights, preset, in this order."""
+    name, crop, intensity, source = arguments.e, None, None, "the encoder's preset"
+    if arguments.pretrained_weights:
+        weights = read_weights(arguments.pretrained_weights)
+        found, crop = identify(weights)
+        if name not in (None, found):
+            raise ValueError(
+                f"-e {name} does not fit -pretrained_weights, which hold {found}; leave -e out or correct it"
+            )
+        name = found
+        if weights.header is not None:
+            intensity, source = weights.header.intensity, "what the weights were trained with"
+    spec = encoder_spec(name or DEFAULT_ENCODER, crop, intensity=intensity)
+    if arguments.intensity:
+        return replace(spec, intensity=read_intensity(arguments.intensity, spec.intensity)), "-intensity"
+    return spec, source
+
+
+def read_intensity(text: str, preset: IntensityRange) -> IntensityRange:
+    """`percentile`, `percentile:LOW,HIGH` or `window:LOW,HIGH`; the encoder's own range is kept."""
+    kind, _, bounds = text.partition(":")
+    if text == "percentile":
+        default = IntensityRange()
+        return replace(preset, kind="percentile", low=default.low, high=default.high)
+    number = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+    match = re.fullmatch(rf"({number}),({number})", bounds)
+    if kind not in ("percentile", "window") or match is None:
+        raise ValueError(f"-intensity {text!r}: give percentile, percentile:0.05,99.95 or window:-175,250")
+    return replace(preset, kind=kind, low=float(match.group(1)), high=float(match.group(2)))
+
+
+def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, source: str) -> None:
+    spacing = arguments.overwrite_target_spacing
+    planners = [
+        EncoderPlanner(
+            raw.name,
+            arguments.gpu_memory_target,
+            plans_name=_plans_name(arguments, spec),
+            overwrite_target_spacing=None if spacing is None else spacing[::-1],
+            spec=spec,
+        )
+        for raw in raws
+    ]
+    together = plan_together(planners)
+    for planner in planners:
+        planner.intensity_source, planner.trained = source, bool(arguments.pretrained_weights)
+        planner.pretrain_plan = together
+        planner.plan_experiment()
+        print(decision_table(f"\n{planner.raw.name}, encoder {spec.name}", planner.decisions))
+        print(f"plans: {preprocessed_folder() / planner.raw.name / planner.plans_identifier}.json")
+
+
+def _preprocess(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, processes: int) -> list[str]:
+    """Problems, one line each."""
+    problems = []
+    for raw in raws:
+        copy_labels(raw)
+        for configuration in arguments.c or (CONFIGURATIONS if raw.labelled else ("pretrain",)):
+            failures = NnsslPreprocessor().run(raw.name, configuration, _plans_name(arguments, spec), processes)
+            problems += [f"{raw.name} {configuration} case {case}: {text}" for case, text in failures.items()]
+    return problems
+
+
+def _plans_name(arguments: argparse.Namespace, spec: EncoderSpec) -> str:
+    return arguments.plans_name or default_plans_name(spec.name)

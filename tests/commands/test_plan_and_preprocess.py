@@ -1,0 +1,144 @@
+"""The command: exit codes, the table, whose intensity counts, and a few real scans."""
+
+from pathlib import Path
+
+import pytest
+import SimpleITK
+
+from nnssl.commands.plan_and_preprocess import choose_encoder, command, main, read_intensity
+from nnssl.config import load_json
+from nnssl.encoders import build_encoder
+from nnssl.encoders.base import IntensityRange
+from nnssl.geometry import centres_inside
+from nnssl.weights.encoder_file import save_encoder
+from nnssl.weights.header import EncoderHeader
+from tests.data.raw_scans import use_folders, write_dataset
+
+
+def test_both_kinds_of_data_set_go_through_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = use_folders(tmp_path, monkeypatch)
+    write_dataset(raw, "Dataset901_Blob", cases=3)
+    write_dataset(raw, "Dataset902_Bare", cases=2, labelled=False)
+    assert main(["-d", "901", "902", "-e", "vit_tiny_8", "-np", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "Dataset901_Blob, Dataset902_Bare" in shown
+    assert "token centres lie inside the median scan" in shown
+    folder = tmp_path / "nnUNet_preprocessed"
+    stored = {path.parent.name for path in folder.glob("*/*/*.b2nd") if path.parents[1].name == "Dataset901_Blob"}
+    assert stored == {"nnsslPlans_vit_tiny_8_3d_fullres", "nnsslPlans_vit_tiny_8_pretrain"}
+    assert len(list(folder.glob("Dataset902_Bare/nnsslPlans_vit_tiny_8_pretrain/*.b2nd"))) == 4
+    assert not (folder / "Dataset902_Bare/nnsslPlans_vit_tiny_8_3d_fullres").exists()
+    assert len(list(folder.glob("Dataset901_Blob/gt_segmentations/*.nii.gz"))) == 3
+    assert (folder / "Dataset902_Bare/dataset_fingerprint.json").is_file()
+
+
+def test_a_bad_case_is_listed_at_the_end_and_the_exit_code_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=3)
+    path = folder / "labelsTr" / "case_1.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(path) * 7, path)
+    assert main(["-d", "901", "-e", "vit_tiny_8", "-np", "1", "-c", "3d_fullres"]) == 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "case_1.nii.gz" in last
+    assert "7" in last
+    stored = (tmp_path / "nnUNet_preprocessed/Dataset901_Blob/nnsslPlans_vit_tiny_8_3d_fullres").glob("*_seg.b2nd")
+    assert sorted(path.name for path in stored) == ["case_0_seg.b2nd", "case_2_seg.b2nd"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-d", "77"], "no such folder"),
+        (["-d", "901", "-e", "vit_huge_16"], "known encoders"),
+        (["-d", "901", "-intensity", "window:5,1"], "lower bound must be below"),
+        (["-d", "901", "-intensity", "zscore"], "give percentile"),
+        (["-d", "901", "-np", "0"], "1 or more"),
+        (["-d", "901", "-gpu_memory_target", "0.2"], "too little"),
+        (["-d", "901", "-plans_name", "a__b"], "plans name"),
+        (["-d", "901", "-overwrite_target_spacing", "1", "0", "1"], "above 0"),
+        (["-d", "901", "-pretrained_weights", "absent.safetensors"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=1)
+    assert main(["-np", "1", *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_a_missing_environment_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert main(["-d", "4"]) == 2
+    assert "environment variable nnUNet_raw is not set" in capsys.readouterr().err
+
+
+def test_intensity_comes_from_the_flag_then_the_weights_then_the_preset(tmp_path: Path) -> None:
+    window = IntensityRange("window", -175.0, 250.0, (0.0, 1.0))
+    path = tmp_path / "encoder.safetensors"
+    encoder = build_encoder("vit_tiny_8", native_crop=(16, 24, 16), intensity=window)
+    save_encoder(path, encoder, EncoderHeader("vit_tiny_8", (16, 24, 16), window))
+    preset, _ = choose_encoder(command().parse_args(["-d", "4"]))
+    weights, source = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]))
+    both = ["-d", "4", "-pretrained_weights", str(path), "-intensity", "percentile:1,99"]
+    flag, _ = choose_encoder(command().parse_args(both))
+    assert (preset.name, preset.intensity) == ("vit_small_16", IntensityRange())
+    assert (weights.name, weights.native_crop, weights.intensity) == ("vit_tiny_8", (16, 24, 16), window)
+    assert "weights" in source
+    assert flag.intensity == IntensityRange("percentile", 1.0, 99.0, (0.0, 1.0))
+    with pytest.raises(ValueError, match="does not fit -pretrained_weights, which hold vit_tiny_8"):
+        choose_encoder(command().parse_args([*both, "-e", "vit_small_16"]))
+
+
+def test_a_window_with_negative_bounds_is_read() -> None:
+    assert read_intensity("window:-175,250", IntensityRange()) == IntensityRange("window", -175.0, 250.0)
+
+
+def test_the_median_hippocampus_holds_two_hundred_tokens(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link(shared_data / "Dataset004_Hippocampus", use_folders(tmp_path, monkeypatch), count=6)
+    assert main(["-d", "4", "-e", "vit_tiny_8", "-np", "1", "--no_pp"]) == 0
+    plans = load_json(tmp_path / "nnUNet_preprocessed/Dataset004_Hippocampus/nnsslPlans_vit_tiny_8.json")
+    configuration = plans["configurations"]["3d_fullres"]
+    assert centres_inside(configuration["patch_size"], configuration["median_image_size_in_voxels"], 8) >= 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Dataset101_HeadNeckCT", ["-intensity", "window:-175,250"]),
+        ("Dataset103_CardiacCine", []),
+        ("Dataset104_BrainTumour2ch", []),
+        ("Dataset201_UnlabelledCT", []),
+    ],
+)
+def test_real_scans_go_through(
+    name: str, words: list[str], shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link(shared_data / name, use_folders(tmp_path, monkeypatch), count=2)
+    assert main(["-d", name, "-np", "1", *words]) == 0
+    assert list(tmp_path.glob("nnUNet_preprocessed/*/*_pretrain/*.b2nd"))
+
+
+def link(source: Path, raw: Path, count: int) -> None:
+    """The first cases of a real data set, linked into a temporary raw folder."""
+    for images in sorted(source.glob("imagesTr/*_0000.nii.gz"))[:count]:
+        case = images.name.removesuffix("_0000.nii.gz")
+        for path in [*source.glob(f"imagesTr/{case}_????.nii.gz"), *source.glob(f"labelsTr/{case}.nii.gz")]:
+            target = raw / source.name / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    (raw / source.name / "dataset.json").symlink_to(source / "dataset.json")

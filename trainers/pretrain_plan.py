@@ -1,0 +1,149 @@
+"""What pretraining reads from the plans of one or several data sets: recipe, geometry, stored cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.config import from_dict, load_json
+from nnssl.data.volumes import StoredFolder, stored_cases
+from nnssl.encoders.base import IntensityRange
+from nnssl.paths import dataset_id, preprocessed_folder
+from nnssl.recipe import PretrainRecipe
+from nnssl.trainers.splits import cases_of_fold, splits_for
+
+CONFIGURATION = "pretrain"
+# of the stock keys, those that fix what the encoder sees; data sets that are mixed must agree in them
+_SHARED_KEYS = ("spacing", "patch_size", "preprocessor_name", "resampling_fn_data", "resampling_fn_data_kwargs")
+
+
+@dataclass(frozen=True)
+class PretrainPlan:
+    """The common plan of the data sets of one run."""
+
+    datasets: tuple[str, ...]
+    name: str  # of the plans file
+    encoder: str
+    intensity: IntensityRange
+    spacing_mm: tuple[float, float, float]
+    orientation: str
+    axes: str
+    recipe: PretrainRecipe
+
+    @property
+    def coarse_axis(self) -> int:
+        """Axis of the largest spacing (0 X, 1 Y, 2 Z), the last of equals; spacings within 1 % count as equal."""
+        return max(axis for axis in range(3) if self.spacing_mm[axis] >= 0.99 * max(self.spacing_mm))
+
+
+def read_plan(datasets: Sequence[str], plans_name: str) -> PretrainPlan:
+    """The plan that all data sets share.
+
+    Raises:
+        FileNotFoundError: a data set has no such plans file; the message says which command makes it.
+        ValueError: no plan of nnssl, no pretrain configuration, or the data sets were planned differently.
+    """
+    planned = {dataset: _planning(_read(dataset, plans_name, datasets), dataset, plans_name) for dataset in datasets}
+    first, *others = datasets
+    for other in others:
+        _check_equal(planned[first], planned[other], (first, other))
+    values = planned[first]
+    return PretrainPlan(
+        datasets=tuple(datasets),
+        name=plans_name,
+        encoder=values["encoder"],
+        intensity=from_dict(IntensityRange, values["intensity"]),
+        spacing_mm=tuple(values["configuration"]["spacing"]),
+        orientation=values["orientation"],
+        axes=values["axes"],
+        recipe=from_dict(PretrainRecipe, values["recipe"]),
+    )
+
+
+def folders_of(plan: PretrainPlan, fold: int | None) -> list[StoredFolder]:
+    """Stored cases of each data set; with a fold, without the cases that validate there.
+
+    Data sets without labels have no folds: all of their cases are used.
+
+    Raises:
+        FileNotFoundError: a data set has no stored volumes of this plan.
+        ValueError: the fold does not exist, or no case is left.
+    """
+    folders = []
+    for dataset in plan.datasets:
+        configurations = _read(dataset, plan.name, plan.datasets)["configurations"]
+        folder = preprocessed_folder() / dataset / configurations[CONFIGURATION]["data_identifier"]
+        cases = stored_cases(folder)
+        if not cases:
+            raise FileNotFoundError(
+                f"pretraining on {dataset}: no stored volumes in {folder}; "
+                f"run nnssl_plan_and_preprocess {_planner_words(plan.datasets, plan.encoder)} -c {CONFIGURATION}"
+            )
+        held_out = set() if fold is None else _validation_cases(dataset, configurations, fold)
+        folders.append(StoredFolder(dataset, folder, [case for case in cases if case not in held_out]))
+    if not any(folder.cases for folder in folders):
+        raise ValueError(f"-f {fold}: no case is left to pretrain on; add a data set or leave out -f")
+    return folders
+
+
+def _validation_cases(dataset: str, configurations: dict[str, Any], fold: int) -> set[str]:
+    """Cases that validate in this fold of fine-tuning, which splits the cases of 3d_fullres."""
+    folder = preprocessed_folder() / dataset
+    labels = [path.name.removesuffix(".gz") for path in (folder / "gt_segmentations").glob("*") if path.is_file()]
+    labelled = sorted(Path(name).stem for name in labels)  # of case.nii.gz and case.mha alike
+    if not labelled and not (folder / "splits_final.json").is_file():
+        return set()
+    trained = stored_cases(folder / configurations.get("3d_fullres", {}).get("data_identifier", "none"))
+    return set(cases_of_fold(splits_for(folder, trained or labelled), fold)[1])
+
+
+def _read(dataset: str, plans_name: str, datasets: Sequence[str]) -> dict[str, Any]:
+    path = preprocessed_folder() / dataset / f"{plans_name}.json"
+    if path.is_file():
+        return load_json(path)
+    present = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
+    encoder = plans_name.removeprefix("nnsslPlans_") if plans_name.startswith("nnsslPlans_") else "ENCODER"
+    raise FileNotFoundError(
+        f"plans {plans_name!r} of {dataset}: no such file {path}; there are: {', '.join(present) or 'none'}; "
+        f"make them with: nnssl_plan_and_preprocess {_planner_words(datasets, encoder)}"
+    )
+
+
+def _planner_words(datasets: Sequence[str], encoder: str) -> str:
+    return f"-d {' '.join(str(dataset_id(dataset)) for dataset in datasets)} -e {encoder}"
+
+
+def _planning(plans: dict[str, Any], dataset: str, plans_name: str) -> dict[str, Any]:
+    """The part of a plans file that fixes what the encoder sees and how it is trained."""
+    path = preprocessed_folder() / dataset / f"{plans_name}.json"
+    section, configuration = plans.get("nnssl"), plans.get("configurations", {}).get(CONFIGURATION)
+    if section is None or configuration is None:
+        missing = "'nnssl' section" if section is None else f"configuration {CONFIGURATION!r}"
+        raise ValueError(f"plans {path}: no {missing}; make plans with nnssl_plan_and_preprocess -c {CONFIGURATION}")
+    try:
+        return {
+            "configuration": {key: configuration[key] for key in _SHARED_KEYS},
+            "normalisation": sorted(set(configuration["normalization_schemes"])),  # one entry per channel
+            "recipe": section["pretrain"],
+            **{key: section[key] for key in ("encoder", "intensity", "orientation", "axes")},
+        }
+    except KeyError as error:
+        raise ValueError(f"plans {path}: {error} is missing; plan again with nnssl_plan_and_preprocess") from error
+
+
+def _check_equal(first: dict[str, Any], other: dict[str, Any], names: tuple[str, str]) -> None:
+    one, two = _flat(first), _flat(other)
+    differing = [f"{key} {one.get(key)} and {two.get(key)}" for key in one | two if one.get(key) != two.get(key)]
+    if differing:
+        numbers = " ".join(str(dataset_id(name)) for name in names)
+        raise ValueError(
+            f"data sets {names[0]} and {names[1]} were planned differently for pretraining: {'; '.join(differing)}; "
+            f"plan them together: nnssl_plan_and_preprocess -d {numbers} -e {first['encoder']}"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

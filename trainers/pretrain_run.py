@@ -1,0 +1,124 @@
+"""The folder of a pretraining run: its settings, its encoder file, and the rules for continuing it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl import __version__
+from nnssl.config import from_dict, load_json, save_json, to_dict
+from nnssl.paths import dataset_id, pretrained_folder
+from nnssl.pretext.base import PretextTask
+from nnssl.recipe import PretrainRecipe
+from nnssl.trainers.pretrain_plan import PretrainPlan
+from nnssl.trainers.pretraining import CHECKPOINT, check_same_settings
+from nnssl.weights.encoder_file import save_encoder
+from nnssl.weights.header import DataRecord, EncoderHeader, record_cases, seen_cases
+
+ENCODER_FILE, CONFIG_FILE = "encoder.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is: a continued run must have the same."""
+
+    task: str
+    plan: PretrainPlan
+    recipe: PretrainRecipe  # of the plan, with --set applied
+    fold: int | None = None  # whose validation cases were left out
+    min_side: int = 0  # voxels
+
+    def default_name(self) -> str:
+        """`threedino_vit_small_16_004_202`, with the fold where one was left out."""
+        datasets = "_".join(f"{dataset_id(dataset):03d}" for dataset in self.plan.datasets)
+        return f"{self.task}_{self.plan.encoder}_{datasets}" + ("" if self.fold is None else f"_fold{self.fold}")
+
+    def as_json(self, task: PretextTask) -> dict[str, Any]:
+        """Plain values without case names and paths, the task's own settings among them."""
+        values = to_dict(self)
+        del values["plan"]["recipe"]  # the run's own recipe stands beside it
+        return values | {"task_settings": to_dict(task.config), "package_version": __version__}
+
+
+def run_folder(name: str, resume: bool) -> Path:
+    """`$nnUNet_results/pretrained/NAME`, checked: a new run has no checkpoint there, a continued one has.
+
+    Raises:
+        ValueError: bad name, or the run exists.
+        FileNotFoundError: nothing to continue.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"-run {name!r}: use letters, digits, '.', '_' and '-'")
+    folder = pretrained_folder() / name
+    exists = (folder / CHECKPOINT).is_file() or (folder / ENCODER_FILE).is_file()
+    if exists and not resume:
+        raise ValueError(f"run {name!r} exists in {folder}; --c continues it, -run NAME starts another")
+    if resume and not exists:
+        known = sorted(path.parent.name for path in pretrained_folder().glob(f"*/{CHECKPOINT}"))
+        raise FileNotFoundError(
+            f"--c: run {name!r} has no {CHECKPOINT} in {folder}; runs here: {', '.join(known) or 'none'}"
+        )
+    return folder
+
+
+def record_run(folder: Path, settings: dict[str, Any], *, cases: Sequence[tuple[str, str]], resume: bool) -> DataRecord:
+    """Write config.json of a new run, or check a continued one against it; returns the record of the cases.
+
+    Raises:
+        ValueError: a continued run has other settings or other cases.
+    """
+    path = folder / CONFIG_FILE
+    if not resume or not path.is_file():
+        record = record_cases(cases)
+        save_json(settings | {"data": to_dict(record)}, path)
+        return record
+    saved = load_json(path)
+    record = from_dict(DataRecord, saved.pop("data"))
+    check_same_settings(_flat(saved), _flat(settings))
+    known = sum(
+        len(seen_cases(record, dataset, [case for owner, case in cases if owner == dataset]))
+        for dataset in {owner for owner, _ in cases}
+    )
+    if not known == len(cases) == record.cases:
+        raise ValueError(
+            f"continuing run {folder.name!r}: it was started on {record.cases} cases, of which {known} are among the "
+            f"{len(cases)} given now; restore the preprocessed cases or start a new -run NAME"
+        )
+    return record
+
+
+class EncoderWriter:
+    """Writes the encoder of a task with a header that says how it was trained."""
+
+    def __init__(self, folder: Path, task: PretextTask, settings: RunSettings, *, record: DataRecord) -> None:
+        self.path, self.task, self.settings, self.record = folder / ENCODER_FILE, task, settings, record
+
+    def __call__(self, steps_done: int) -> None:
+        """Write encoder.safetensors after `steps_done` steps."""
+        encoder, plan = self.task.result(), self.settings.plan
+        header = EncoderHeader(
+            encoder=plan.encoder,
+            native_crop=encoder.spec.native_crop,
+            intensity=plan.intensity,
+            spacing_mm=plan.spacing_mm,
+            orientation=plan.orientation,
+            axes=plan.axes,
+            task=self.settings.task,
+            steps=steps_done,
+            plan={
+                "name": plan.name,
+                "datasets": list(plan.datasets),
+                "recipe": to_dict(self.settings.recipe),
+                "task": to_dict(self.task.config),
+            },
+            data=self.record,
+        )
+        save_encoder(self.path, encoder, header)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names by which the user sets them; the version may change."""
+    nested = ("recipe", "task_settings")
+    outer = {name: value for name, value in values.items() if name not in (*nested, "package_version")}
+    return outer | {name: value for group in nested for name, value in values[group].items()}

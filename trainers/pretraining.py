@@ -1,0 +1,172 @@
+"""The pretraining loop: one straight pass over the steps, for every pretext task."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.config import to_dict
+from nnssl.data.seeds import derived_seed, generator_at
+from nnssl.pretext.base import PretextTask
+from nnssl.recipe import PretrainRecipe
+from nnssl.trainers.checkpoints import load_checkpoint, save_checkpoint
+from nnssl.trainers.optimiser import Rates, build_optimiser, rates_at, set_rates
+
+CHECKPOINT = "checkpoint_latest.pt"
+_AUGMENT, _NETWORK = 2, 3  # what a derived seed is for; the data stream uses 0 and 1
+
+Batch = dict[str, Tensor]
+BatchesFrom = Callable[[int], Iterator[Batch]]
+
+
+class Watcher:
+    """Told about every step and every save; the default watches nothing."""
+
+    def started(self, first_step: int) -> None:
+        """Training begins at `first_step` (above 0 in a continued run)."""
+
+    def stepped(self, step: int, values: dict[str, float]) -> None:
+        """Step `step` is done; `values` are its losses, rates, gradient norms and seconds."""
+
+    def saved(self, steps_done: int) -> None:
+        """A checkpoint was written after `steps_done` steps; the task holds the same weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run computes, what it writes, and who watches."""
+
+    folder: Path  # checkpoint_latest.pt is written here
+    device: torch.device
+    autocast: torch.dtype | None = None  # None: float32
+    resume: bool = False
+    watcher: Watcher = field(default_factory=Watcher)
+
+
+def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe, run: Run) -> None:
+    """Train `task` for `recipe.steps` steps and save it every `recipe.save_every` steps and at the end.
+
+    Same seed, same run: a continued run repeats an uninterrupted one bit for bit on one CPU.
+
+    Args:
+        batches: batches(k) gives the stream of collated `task.prepare` outputs from step k on.
+
+    Raises:
+        ValueError: loss or gradient is not finite (the last checkpoint stays), or the checkpoint has other settings.
+        OSError: the disk is full.
+    """
+    task.to(run.device).train()
+    parts = task.trained_parts()
+    optimiser = build_optimiser(parts, recipe)
+    first = _resume(task, optimiser, recipe, run.folder) if run.resume else 0
+    run.watcher.started(first)
+    if first >= recipe.steps:
+        return
+    stream = batches(first)
+    for step in range(first, recipe.steps):
+        begun = time.perf_counter()
+        batch = _move(next(stream), run.device)
+        loaded = time.perf_counter()
+        rates = rates_at(step, recipe)
+        set_rates(optimiser, rates)
+        task.begin_step(step, recipe.steps)
+        batch = task.augment(batch, generator_at(recipe.seed, _AUGMENT, step, device=run.device))
+        torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth draws from the global generator
+        with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
+            losses = task(batch)
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norms = clip_gradients(parts, recipe.clip_norm)
+        values = _numbers(losses, norms)
+        _check_finite(values, step, run.folder / CHECKPOINT)
+        optimiser.step()
+        task.after_step(step, recipe.steps)
+        run.watcher.stepped(step, values | _costs(rates, recipe, begun, loaded))
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            _save(task, optimiser, recipe, run.folder / CHECKPOINT, step + 1)
+            run.watcher.saved(step + 1)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware computes in it (GPU from Ampere on, CPU with AVX512-BF16 or AMX), else None."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    if device.type != "cpu":
+        return None
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private names; absent in some versions
+    return torch.bfloat16 if any(getattr(torch.cpu, check, bool)() for check in checks) else None
+
+
+def clip_gradients(parts: dict[str, nn.Module], clip_norm: float) -> dict[str, Tensor]:
+    """Scale the gradients of each part to a norm of at most `clip_norm`; returns the norms before."""
+    return {
+        name: torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.grad is not None], clip_norm)
+        for name, part in parts.items()
+    }
+
+
+def _move(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _numbers(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, float]:
+    """All scalars in one copy from the device, so that a GPU is waited for once per step."""
+    scalars = losses | {f"gradient/{name}": norm for name, norm in norms.items()}
+    stacked = torch.stack([value.detach().float().reshape(()) for value in scalars.values()])
+    return dict(zip(scalars, stacked.tolist(), strict=True))
+
+
+def _costs(rates: Rates, recipe: PretrainRecipe, begun: float, loaded: float) -> dict[str, float]:
+    now = time.perf_counter()
+    return {
+        "lr": rates.lr,
+        "weight_decay": rates.weight_decay,
+        "seconds": now - begun,
+        "seconds_data": loaded - begun,
+        "samples_per_s": recipe.batch_size / (now - begun),
+    }
+
+
+def _check_finite(values: dict[str, float], step: int, checkpoint: Path) -> None:
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+        kept = (
+            f"{checkpoint.name} holds the last good state" if checkpoint.is_file() else "no checkpoint was written yet"
+        )
+        named = ", ".join(f"{name}={value}" for name, value in list(wrong.items())[:3])
+        raise ValueError(
+            f"pretraining stopped at step {step}: {named}, expected finite numbers; {kept}; "
+            "start a new run with a lower base_lr or clip_norm (--set base_lr=...)"
+        )
+
+
+def _save(
+    task: PretextTask, optimiser: torch.optim.Optimizer, recipe: PretrainRecipe, path: Path, steps_done: int
+) -> None:
+    state = {"steps_done": steps_done, "task": task.state_dict(), "optimiser": optimiser.state_dict()}
+    save_checkpoint(path, state | {"recipe": to_dict(recipe), "config": to_dict(task.config)})
+
+
+def _resume(task: PretextTask, optimiser: torch.optim.Optimizer, recipe: PretrainRecipe, folder: Path) -> int:
+    """Load the state of a run and return the number of steps it has done."""
+    path = folder / CHECKPOINT
+    state = load_checkpoint(path)
+    check_same_settings(state["recipe"] | state["config"], to_dict(recipe) | to_dict(task.config))
+    try:
+        task.load_state_dict(state["task"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"continuing from {path}: it belongs to another task or encoder; {error}") from error
+    return int(state["steps_done"])
+
+
+def check_same_settings(saved: dict[str, object], now: dict[str, object]) -> None:
+    """A continued run keeps its settings, all but how often it saves; otherwise it would not be the same run."""
+    changed = [name for name in saved | now if saved.get(name) != now.get(name) and name != "save_every"]
+    if changed:
+        named = ", ".join(f"{name}={saved.get(name)} became {now.get(name)}" for name in changed)
+        raise ValueError(f"continuing a run with other settings: {named}; give the earlier values or a new -run NAME")
