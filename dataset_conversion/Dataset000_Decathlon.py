@@ -15,9 +15,9 @@ from typing import Any
 
 import SimpleITK
 
-from nnssl.config import load_json
 from nnssl.dataset_conversion.raw_dataset import write_dataset_json
 from nnssl.dataset_conversion.scan_check import check_bytes, map_parallel, read_scan
+from nnssl.paths import load_json
 
 ENDING = ".nii.gz"
 

@@ -14,8 +14,8 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
-from nnssl.config import save_json
 from nnssl.dataset_conversion.raw_dataset import write_dataset_json
+from nnssl.paths import save_json
 
 LABELS = {"background": 0, "grey_matter": 1, "white_matter": 2}
 LABELLED, UNLABELLED = "Dataset901_DemoBrain", "Dataset902_DemoBrainUnlabelled"

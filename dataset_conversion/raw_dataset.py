@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.config import load_json, save_json
 from nnssl.dataset_conversion.scan_check import declared_values, image_problems, label_problems, map_parallel
+from nnssl.paths import load_json, save_json
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

@@ -5,10 +5,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
-
-from nnssl.paths import atomic_write
 
 T = TypeVar("T")
 
@@ -47,20 +44,6 @@ def override(config: T, assignments: Sequence[str]) -> T:
 def knows(cls: type, assignment: str) -> bool:
     """Whether the key of a `key=value` assignment is a field of dataclass `cls`."""
     return assignment.partition("=")[0] in {field.name for field in dataclasses.fields(cls)}
-
-
-def save_json(values: Any, path: Path) -> None:
-    """Write JSON atomically: the old file stays whole until the new one is complete."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def load_json(path: Path) -> Any:
-    """Read JSON; a damaged file is named in one line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"reading {path}: not valid JSON ({error}); restore or delete the file") from error
 
 
 def _check_known(cls: type, key: str, known: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
-"""Folders of nnU-Net and of pretrained weights, data set names, and files that are written whole or not at all."""
+"""Folders of nnU-Net and of pretrained weights, data set names, and files (JSON) that are written whole or not at all."""
 
 import errno
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def raw_folder() -> Path:
@@ -77,13 +79,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 error.errno, f"writing {path}: the disk is full; free space and continue, the earlier file is unchanged"
             ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_json(values: Any, path: Path) -> None:
+    """Write JSON atomically: the old file stays whole until the new one is complete."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """Read JSON; a damaged file is named in one line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"reading {path}: not valid JSON ({error}); restore or delete the file") from error
 
 
 def _umask() -> int:
@@ -96,7 +112,8 @@ def _environment_folder(variable: str, must_exist: bool = False) -> Path:
     value = os.environ.get(variable)
     if not value:
         raise FileNotFoundError(
-            f"environment variable {variable} is not set; set it to a folder, for example: export {variable}=$HOME/{variable}"
+            f"environment variable {variable} is not set; set it to a folder, "
+            f"for example: export {variable}=$HOME/{variable}"
         )
     folder = Path(value)
     if must_exist and not folder.is_dir():

@@ -10,13 +10,13 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from numpy.typing import NDArray
 
-from nnssl.config import save_json, to_dict
+from nnssl.config import to_dict
 from nnssl.data.fingerprint import Fingerprint, load_fingerprint
 from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, join_sizes
-from nnssl.paths import preprocessed_folder, raw_folder
+from nnssl.paths import preprocessed_folder, raw_folder, save_json
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan, plan_finetune, plan_pretrain
 from nnssl.planners.crops import Spacing
 from nnssl.planners.explain import Decision, finetune_decisions, pretrain_decisions, shared_decisions

@@ -1,11 +1,12 @@
 """Configuration dataclasses: overrides, JSON, and errors that list what is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from nnssl.config import from_dict, knows, load_json, override, save_json, to_dict
+from nnssl.config import from_dict, knows, override, to_dict
+from nnssl.paths import load_json, save_json
 from nnssl.recipe import FineTuneRecipe, PretrainRecipe
 
 
@@ -19,7 +20,7 @@ class Toy:
     flag: bool = False
     crop: tuple[int, int, int] = (1, 2, 3)
     limit: float | None = None
-    inner: FineTuneRecipe = FineTuneRecipe()
+    inner: FineTuneRecipe = field(default_factory=FineTuneRecipe)
 
 
 def test_overrides_are_read_by_the_type_of_the_field() -> None:

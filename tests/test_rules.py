@@ -1,6 +1,7 @@
 """The recipe of the golden tensors reproduces the values stated in its README."""
 
 import numpy as np
+
 from tests.rules import normal, rule_tensor, uniform
 
 

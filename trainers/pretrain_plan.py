@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.config import from_dict, load_json
+from nnssl.config import from_dict
 from nnssl.data.volumes import StoredFolder, stored_cases
 from nnssl.encoders.base import IntensityRange
-from nnssl.paths import dataset_id, preprocessed_folder
+from nnssl.paths import dataset_id, load_json, preprocessed_folder
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.splits import cases_of_fold, splits_for
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl import __version__
-from nnssl.config import from_dict, load_json, save_json, to_dict
-from nnssl.paths import dataset_id, pretrained_folder
+from nnssl.config import from_dict, to_dict
+from nnssl.paths import dataset_id, load_json, pretrained_folder, save_json
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.pretrain_plan import PretrainPlan

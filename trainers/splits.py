@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.config import load_json, save_json
+from nnssl.paths import load_json, save_json
 
 Split = dict[str, list[str]]
 

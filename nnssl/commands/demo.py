@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.commands import command_line
-from nnssl.config import load_json
 from nnssl.dataset_conversion import demo_brain
 from nnssl.dataset_conversion.raw_dataset import list_cases, load_dataset_json
+from nnssl.paths import load_json
 
 ENCODER = "vit_tiny_8"
 EXAMPLES = """  nnssl_demo                                   embedded brain data, results in ./nnssl_demo

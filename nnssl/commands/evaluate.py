@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.commands import command_line
-from nnssl.config import load_json
 from nnssl.dataset_conversion.raw_dataset import dataset_json_problems
 from nnssl.evaluation.pictures import images_beside, write_overlays
 from nnssl.evaluation.report import markdown, write_report
 from nnssl.evaluation.runs import RunScores, distinct_names, score_run
+from nnssl.paths import load_json
 
 EXAMPLES = """  nnssl_evaluate -ref $nnUNet_raw/Dataset004_Hippocampus/labelsTr -pred PREDICTIONS
   nnssl_evaluate -ref LABELS -pred FROZEN_PRETRAINED -pred2 FROZEN_RANDOM -images IMAGES -o EVALUATION

@@ -15,12 +15,12 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
-from nnssl.config import from_dict, load_json, save_json, to_dict
+from nnssl.config import from_dict, to_dict
 from nnssl.data.intake import RawDataset, files_key
 from nnssl.data.parallel import map_cases
 from nnssl.dataset_conversion.raw_dataset import Case, check_case
 from nnssl.geometry import ScanSizes
-from nnssl.paths import preprocessed_folder
+from nnssl.paths import load_json, preprocessed_folder, save_json
 
 FILE_NAME = "nnssl_fingerprint.json"
 SAMPLES_PER_CASE = 10_000  # foreground intensities, as in nnU-Net's analyze_case

@@ -13,13 +13,13 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 
-from nnssl.config import from_dict, load_json
+from nnssl.config import from_dict
 from nnssl.data.fingerprint import load_fingerprint
 from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.data.parallel import map_cases
 from nnssl.dataset_conversion.raw_dataset import Case
 from nnssl.encoders.base import IntensityRange
-from nnssl.paths import preprocessed_folder
+from nnssl.paths import load_json, preprocessed_folder
 from nnssl.transforms.stored_intensity import as_channel_properties, channel_bounds, to_stored
 
 PERCENTILE_SCHEME = "PercentileNormalization"

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nnssl.config import save_json
 from nnssl.evaluation.metrics import CONVENTIONS
 from nnssl.evaluation.runs import RunScores
 from nnssl.evaluation.statistics import RESAMPLES, Comparison, Interval, bootstrap_interval, compare
-from nnssl.paths import atomic_write
+from nnssl.paths import atomic_write, save_json
 
 FOREGROUND = "foreground mean"
 

@@ -6,6 +6,7 @@ The three components of every point and offset are ordered (Z, Y, X), the order 
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ HEADS = 8  # one per octant of the initial offsets
 POINTS = 4  # per head and level, initially 1 to 4 voxels away
 
 # The volume axis (0 X, 1 Y, 2 Z) whose cell centre and length feed component 0, 1, 2 of a point.
-# "reference" is the published 3DINO order: a query at (x, y, z) reads around (z, x, y). Only for adapters trained there.
+# "reference" is the published 3DINO order, where a query at (x, y, z) reads around (z, x, y): only for adapters
+# trained there.
 OFFSET_ORDERS = {"correct": (2, 1, 0), "reference": (1, 0, 2)}
 
 
@@ -92,7 +94,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, centres: Tensor, feature: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(B, Q, query_dim) from queries at `centres` (Q, 3; see cell_centres) and (B, N, feature_dim) on `grids`."""
         value = self.value_proj(feature).unflatten(-1, (HEADS, -1))
-        with torch.autocast(query.device.type, enabled=False):
+        with _full_precision(query.device):
             locations, weights = self._points(query.float(), centres, grids)
             sampled = sample_points(value.float(), grids, locations, weights)
         return self.output_proj(sampled)
@@ -104,3 +106,8 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (HEADS, self.levels, POINTS, 3))
         weights = self.attention_weights(query).unflatten(-1, (HEADS, self.levels * POINTS)).softmax(-1)
         return centres[:, None, None, None] + offsets / lengths, weights.unflatten(-1, (self.levels, POINTS))
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off: bfloat16 would move points by hundredths of a voxel. The meta device has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -6,10 +6,10 @@ import pytest
 import SimpleITK
 
 from nnssl.commands.plan_and_preprocess import choose_encoder, command, main, read_intensity
-from nnssl.config import load_json
 from nnssl.encoders import build_encoder
 from nnssl.encoders.base import IntensityRange
 from nnssl.geometry import centres_inside
+from nnssl.paths import load_json
 from nnssl.weights.encoder_file import save_encoder
 from nnssl.weights.header import EncoderHeader
 from tests.data.raw_scans import use_folders, write_dataset

@@ -11,11 +11,11 @@ import pytest
 import SimpleITK
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from tests.toy_dataset import NAME, PLANS, set_environment, write_preprocessed, write_raw
 
 from nnssl.commands.plan_and_preprocess import main as plan_main
 from nnssl.commands.predict import main
 from nnssl.commands.train import main as train_main
+from tests.toy_dataset import NAME, PLANS, set_environment, write_preprocessed, write_raw
 
 MODEL = f"FrozenEncoderTrainer__{PLANS}__3d_fullres"
 

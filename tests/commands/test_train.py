@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+
+from nnssl.commands.train import main
+from nnssl.encoders import build_encoder
+from nnssl.encoders.base import IntensityRange
+from nnssl.trainers.finetune_encoder import load_for_plans
+from nnssl.trainers.finetune_run import EncoderFile, RunOptions, check_overlap, run_plans
+from nnssl.trainers.splits import splits_for
+from nnssl.weights.encoder_file import save_encoder, sha256
+from nnssl.weights.header import EncoderHeader, record_cases
 from tests.toy_dataset import (
     ENCODER,
     HIGH,
@@ -18,15 +27,6 @@ from tests.toy_dataset import (
     write_preprocessed,
     write_raw,
 )
-
-from nnssl.commands.train import main
-from nnssl.encoders import build_encoder
-from nnssl.encoders.base import IntensityRange
-from nnssl.trainers.finetune_encoder import load_for_plans
-from nnssl.trainers.finetune_run import EncoderFile, RunOptions, check_overlap, run_plans
-from nnssl.trainers.splits import splits_for
-from nnssl.weights.encoder_file import save_encoder, sha256
-from nnssl.weights.header import EncoderHeader, record_cases
 
 WINDOW = IntensityRange("window", LOW, HIGH)
 QUICK = ["-device", "cpu", "--no_validation", "--set", "epochs=1", "iterations_per_epoch=1"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.config import load_json
 from nnssl.dataset_conversion import demo_brain
 from nnssl.dataset_conversion.raw_dataset import check_raw_dataset, list_cases, load_dataset_json
+from nnssl.paths import load_json
 
 pytest.importorskip("nilearn", reason="the demo data comes with nilearn (pip install 'nnssl[demo]')")
 SIZES = demo_brain.DemoSizes(train=2, validation=1, unlabelled=2, spacing_mm=8.0)

@@ -11,7 +11,6 @@ import SimpleITK
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnssl.config import load_json, save_json
 from nnssl.dataset_conversion.raw_dataset import (
     Case,
     check_case,
@@ -20,6 +19,7 @@ from nnssl.dataset_conversion.raw_dataset import (
     load_dataset_json,
     write_dataset_json,
 )
+from nnssl.paths import load_json, save_json
 
 SHAPE = (24, 20, 16)
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}

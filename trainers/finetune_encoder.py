@@ -1,0 +1,65 @@
+"""From an encoder file to an encoder that fits the plans, and from a name to a trainer class."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnssl.encoders import build_encoder
+from nnssl.encoders.base import Encoder
+from nnssl.trainers.finetune_run import EncoderFile, check_encoder_file
+from nnssl.trainers.frozen_encoder import FrozenEncoderTrainer
+from nnssl.weights.encoder_file import Weights, read_weights, sha256
+from nnssl.weights.identify import identify
+from nnssl.weights.load import load_weights
+
+
+def load_for_plans(
+    path: Path, plans: Mapping[str, Any], *, allow_partial: bool, allow_intensity: bool
+) -> tuple[EncoderFile, Encoder, str]:
+    """Read an encoder file, check it against the plans and load it.
+
+    Returns:
+        The file as it is recorded, the encoder of the plans with the file's native crop and weights, and one line
+        that says how many tensors were loaded.
+
+    Raises:
+        ValueError: another encoder or intensity than planned, or fewer tensors than all without `allow_partial`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"-pretrained_weights {path}: no such file; give the encoder.safetensors of a pretraining"
+        )
+    weights = read_weights(path)
+    name, crop = _identified(path, weights)
+    file = EncoderFile(path.name, sha256(path), name, crop, weights.header)
+    check_encoder_file(plans, file, allow_intensity)
+    encoder = build_encoder(name, native_crop=crop)
+    try:
+        report = load_weights(encoder, weights, allow_partial=allow_partial)
+    except ValueError as error:
+        raise ValueError(f"loading {path}: {error} (--allow_partial)") from error
+    return file, encoder, report.summary()
+
+
+def _identified(path: Path, weights: Weights) -> tuple[str, tuple[int, int, int]]:
+    try:
+        return identify(weights)
+    except ValueError as error:
+        raise ValueError(f"loading {path}: {error}") from error
+
+
+def trainer_class(name: str) -> type[FrozenEncoderTrainer]:
+    """FrozenEncoderTrainer, or a subclass of it found by nnU-Net (nnUNet_extTrainer)."""
+    if name == FrozenEncoderTrainer.__name__:
+        return FrozenEncoderTrainer
+    try:
+        found = recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(f"trainer {name!r} was not found; put its folder into nnUNet_extTrainer ({error})") from error
+    if not issubclass(found, FrozenEncoderTrainer):
+        raise ValueError(
+            f"trainer {name!r} is not a FrozenEncoderTrainer; use nnUNetv2_train for nnU-Net's own trainers"
+        )
+    return found

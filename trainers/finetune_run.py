@@ -1,0 +1,180 @@
+"""What one fine-tuning run is: the plans it is trained with, where it lives, and what it refuses."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.config import from_dict, knows, override, to_dict
+from nnssl.encoders.base import IntensityRange
+from nnssl.paths import load_json
+from nnssl.recipe import FineTuneRecipe
+from nnssl.weights.header import EncoderHeader, seen_cases
+
+MODES = ("pretrained", "random_frozen", "scratch")
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+FOLD_PLANS = "plans.json"  # of one fold; nnU-Net keeps another beside the folds
+_NETWORK_WORDS = ("decoder", "adapter_width", "precision", "offset_order")
+_FOLD_WORDS = ("weights_file", "weights_sha256")  # folds of one run may use encoders that left out different cases
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the user asked for, apart from the encoder file."""
+
+    mode: str = "pretrained"
+    name: str | None = None  # appended to the saved plans name
+    num_labelled: int | None = None  # training cases; None: all of the fold
+    seed: int = 0
+    settings: tuple[str, ...] = ()  # key=value
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
+        if self.name is not None and (
+            not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", self.name) or "__" in self.name
+        ):
+            raise ValueError(
+                f"-run {self.name!r}: use letters, digits, dot, dash and single underscores, "
+                "beginning and ending with a letter or digit (nnU-Net separates names by a double underscore)"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """An encoder file as it is recorded: by name and content, never by path."""
+
+    name: str
+    sha256: str
+    encoder: str  # a name of nnssl.encoders.ENCODERS
+    native_crop: tuple[int, int, int]  # voxels, X Y Z
+    header: EncoderHeader | None  # None: a foreign format
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What --set can change beside FineTuneRecipe."""
+
+    batch_size: int
+    decoder: str = "unet"
+    adapter_width: int | None = None
+    precision: str = "auto"
+    offset_order: str = "correct"
+
+
+def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions, *, file: EncoderFile | None) -> dict:
+    """The plans of one run: the planner's, with the run's name, recipe, network and encoder file filled in."""
+    check_plans(plans, configuration)
+    changed = copy.deepcopy(dict(plans))
+    if options.name is not None:
+        changed["plans_name"] = f"{changed['plans_name']}_{options.name}"
+    section, chosen = changed["nnssl"], changed["configurations"][configuration]
+    recipe_words, network_words = _sort_settings(options.settings)
+    section["finetune"] = to_dict(override(from_dict(FineTuneRecipe, section["finetune"]), recipe_words))
+    _apply_network_settings(chosen, network_words)
+    arguments = chosen["architecture"]["arch_kwargs"]
+    arguments["frozen"] = options.mode != "scratch"
+    if file is not None:
+        arguments["native_crop"] = list(file.native_crop)
+        section["native_crop"] = list(file.native_crop)
+    section["run"] = {
+        "mode": options.mode,
+        "weights_file": file.name if file else None,
+        "weights_sha256": file.sha256 if file else None,
+        "num_labelled": options.num_labelled,
+        "seed": options.seed,
+        "settings": list(options.settings),
+    }
+    return changed
+
+
+def check_plans(plans: Mapping[str, Any], configuration: str) -> None:
+    """Refuse plans of another planner and configurations that are not for segmentation."""
+    name = plans.get("plans_name")
+    if "nnssl" not in plans:
+        raise ValueError(
+            f"plans {name!r} were not made by nnssl_plan_and_preprocess; make them with it, or use nnUNetv2_train"
+        )
+    known = [key for key in plans["configurations"] if key != "pretrain"]
+    if configuration not in known:
+        raise ValueError(f"configuration {configuration!r} is not in plans {name!r}; known: {', '.join(known)}")
+
+
+def check_encoder_file(plans: Mapping[str, Any], file: EncoderFile, allow_intensity: bool = False) -> None:
+    """Refuse an encoder file whose encoder or intensity is not what the plans were made for."""
+    section = plans["nnssl"]
+    again = f"plan again with: nnssl_plan_and_preprocess -d {plans['dataset_name']} -pretrained_weights FILE"
+    if file.encoder != section["encoder"]:
+        raise ValueError(f"{file.name} holds {file.encoder}, but the plans are for {section['encoder']}; {again}")
+    planned = from_dict(IntensityRange, section["intensity"])
+    seen = file.header.intensity if file.header else planned
+    if seen != planned and not allow_intensity:
+        raise ValueError(
+            f"{file.name} was trained on intensity {seen} in {seen.encoder_range}, but the plans store {planned} in "
+            f"{planned.encoder_range}; {again}, or add --allow_intensity if that difference is meant"
+        )
+
+
+def check_overlap(file: EncoderFile, dataset: str, validation: Sequence[str], fold: int | str) -> str:
+    """Refuse validation cases that the encoder saw in pretraining.
+
+    Returns:
+        One line that says what was found, for the log.
+    """
+    if file.header is None or file.header.data is None:
+        return f"{file.name} does not say which cases it was pretrained on; overlap with validation cases is unknown"
+    seen = seen_cases(file.header.data, dataset, list(validation))
+    if seen:
+        raise ValueError(
+            f"{len(seen)} of {len(validation)} validation cases of fold {fold} were seen in pretraining "
+            f"(first: {seen[0]}); pretrain with -f {fold}, or add --allow_overlap to train all the same"
+        )
+    return f"none of the {len(validation)} validation cases was seen in pretraining"
+
+
+def check_same_run(folder: Path, plans: Mapping[str, Any]) -> None:
+    """Refuse a fold whose plans differ from those of the run's other folds (the encoder file may differ)."""
+    file = folder / "plans.json"
+    if not file.is_file() or not any((fold / name).is_file() for fold in folder.glob("fold_*") for name in CHECKPOINTS):
+        return
+    earlier, now = _comparable(load_json(file)), _comparable(plans)
+    different = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
+    if different:
+        raise ValueError(
+            f"run {folder.name} has folds trained with other settings ({', '.join(different)}); "
+            "use the same settings for all folds, or another -run NAME"
+        )
+
+
+def existing_checkpoint(fold_folder: Path) -> Path | None:
+    """The checkpoint to continue from: final, latest or best, in this order."""
+    return next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
+
+
+def _sort_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    network = [word for word in settings if knows(NetworkSettings, word)]
+    recipe = [word for word in settings if word not in network]
+    known = [*FineTuneRecipe.__dataclass_fields__, *NetworkSettings.__dataclass_fields__]
+    for word in recipe:
+        if not knows(FineTuneRecipe, word):
+            raise ValueError(f"--set {word!r}: expected key=value; known keys: {', '.join(known)}")
+    return recipe, network
+
+
+def _apply_network_settings(configuration: dict[str, Any], settings: Sequence[str]) -> None:
+    if not settings:
+        return
+    arguments = configuration["architecture"]["arch_kwargs"]
+    given = {word: arguments[word] for word in _NETWORK_WORDS if word in arguments}
+    values = asdict(override(NetworkSettings(batch_size=configuration["batch_size"], **given), settings))
+    configuration["batch_size"] = values.pop("batch_size")
+    arguments.update({word: value for word, value in values.items() if word in given or value is not None})
+
+
+def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
+    section = plans.get("nnssl", {})
+    run = {key: value for key, value in section.get("run", {}).items() if key not in _FOLD_WORDS}
+    networks = {name: config for name, config in plans["configurations"].items() if name != "pretrain"}
+    return {**run, "finetune": section.get("finetune"), "configurations": networks}
