@@ -1,37 +1,36 @@
 #!/usr/bin/env bash
 # The four rows of docs/results.md: hippocampus, ten labelled cases. Run the stations in this order:
 #   WORK=/scratch/first DATA=/path/to/nnUNet_raw DEVICE=cuda bash benchmarks/first_result.sh plan pretrain frozen random scratch stock evaluate
-# ENCODER, STEPS (pretraining), EPOCHS (fine-tuning, of 50 iterations), MINUTES (stock nnU-Net), BATCH can be set.
+# ENCODER, STEPS (pretraining), EPOCHS (fine-tuning, of 25 iterations), MINUTES (stock nnU-Net), BATCH can be set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${WORK:?folder for everything that is written}" "${DATA:?nnUNet_raw folder with Dataset004_Hippocampus}"
-ENCODER=${ENCODER:-vit_small_8} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-1500} BATCH=${BATCH:-64}
-EPOCHS=${EPOCHS:-40} MINUTES=${MINUTES:-5} LR=${LR:-1e-3}
+ENCODER=${ENCODER:-vit_tiny_8} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-220} BATCH=${BATCH:-16}
+EPOCHS=${EPOCHS:-4} MINUTES=${MINUTES:-7} LR=${LR:-1e-3} BASE_LR=${BASE_LR:-1e-2}
 PLANS=nnsslPlans_$ENCODER
 export nnUNet_raw=$DATA nnUNet_preprocessed=$WORK/nnUNet_preprocessed nnUNet_results=$WORK/nnUNet_results
 export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
 mkdir -p "$WORK"
 
-timed() { # NAME COMMAND...: keep the output, the seconds and the peak memory
-    local name=$1 start=$SECONDS; shift
-    "$@" >"$WORK/$name.log" 2>&1 || { tail -20 "$WORK/$name.log"; return 1; }
-    echo "$name $((SECONDS - start)) s" | tee -a "$WORK/seconds.txt"
+timed() { # NAME COMMAND...: output to NAME.log; seconds and peak memory to costs.txt
+    local name=$1; shift
+    python "$here/measured.py" "$WORK/costs.txt" "$WORK/$name.log" "$@"
 }
 train() { # NAME MODE...
     local name=$1; shift
-    timed "train_$name" nnssl_train 4 3d_fullres 0 -p "$PLANS" -run "$name" -num_labelled 10 -seed 0 -device "$DEVICE" "$@" \
-        --set "epochs=$EPOCHS" iterations_per_epoch=50 val_iterations=5 "lr=$LR"
+    timed "train_$name" nnssl_train 4 3d_fullres 0 -p "$PLANS" -run "$name" -num_labelled 10 -seed 0 -device "$DEVICE" --no_validation "$@" \
+        --set "epochs=$EPOCHS" iterations_per_epoch=25 val_iterations=2 "lr=$LR" batch_size=2
 }
 predict() { # NAME
     timed "predict_$1" nnssl_predict -i "$WORK/validation/images" -o "$WORK/predictions_$1" -d 4 -c 3d_fullres \
-        -p "${PLANS}_$1" -f 0 -device "$DEVICE"
+        -p "${PLANS}_$1" -f 0 -device "$DEVICE" --disable_tta
 }
 plan() {
     timed plan nnssl_plan_and_preprocess -d 4 -e "$ENCODER"
 }
 pretrain() {
     timed pretrain nnssl_pretrain 4 -t threedino -e "$ENCODER" -p "$PLANS" -f 0 -run first -device "$DEVICE" \
-        --set "steps=$STEPS" "batch_size=$BATCH" prototypes=4096 save_every=250
+        --set "steps=$STEPS" "batch_size=$BATCH" "base_lr=$BASE_LR" prototypes=4096 save_every=20
 }
 frozen() { train frozen -pretrained_weights "$nnUNet_results/pretrained/first/encoder.safetensors"; }
 random() { train random --random_frozen; }
@@ -53,7 +52,7 @@ print(len(split["train"]), "training cases,", len(split["val"]), "validation cas
 PY
     timed train_stock nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerMinutes -device "$DEVICE"
     timed predict_stock nnUNetv2_predict -i "$WORK/validation/images" -o "$WORK/predictions_stock" -d 4 -c 3d_fullres \
-        -tr nnUNetTrainerMinutes -f 0 -device "$DEVICE"
+        -tr nnUNetTrainerMinutes -f 0 -device "$DEVICE" --disable_tta
 }
 validation() { # links to the images and labels of fold 0's validation cases
     python - "$WORK" "$DATA" <<'PY'

@@ -37,7 +37,7 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net inspects exactly this signature)
     ) -> None:
@@ -65,7 +65,7 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         """Put pretrained weights into the encoder in place; no path is kept."""
         if not self.was_initialized:
             self.initialize()
-        self.bare_network().encoder.load_state_dict(weights)
+        self.bare_network().get_submodule("encoder").load_state_dict(weights)
         self.has_encoder = True
 
     def bare_network(self) -> nn.Module:
@@ -199,7 +199,7 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         """nnU-Net's validation of the fold; `validate_with_mirroring = False` makes it 8 times faster."""
         axes = self.inference_allowed_mirroring_axes
         if not self.validate_with_mirroring:
-            self.inference_allowed_mirroring_axes = None
+            self.inference_allowed_mirroring_axes = None  # type: ignore[assignment]  # nnU-Net's word for no mirroring
         try:
             super().perform_actual_validation(save_probabilities)
         finally:

@@ -32,6 +32,7 @@ class Road:
     encoder: str
     pretrain_steps: int
     epochs: int
+    iterations: int  # per epoch
     device: str
 
     @property
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-unlabelled", metavar="FOLDER", help="[OPTIONAL] an unlabelled raw data set beside --raw")
     parser.add_argument("-e", default=ENCODER, help=f"[OPTIONAL] encoder; default {ENCODER}")
     parser.add_argument("-pretrain_steps", type=int, default=150, help="[OPTIONAL] default 150")
-    parser.add_argument("-epochs", type=int, default=6, help="[OPTIONAL] training epochs of 25 iterations; default 6")
+    parser.add_argument("-epochs", type=int, default=4, help="[OPTIONAL] training epochs; default 4")
+    parser.add_argument("-iterations", type=int, default=25, help="[OPTIONAL] iterations per epoch; default 25")
     command_line.add_device(parser)
     return command_line.run(_work, parser, argv)
 
@@ -62,7 +64,7 @@ def _work(arguments: argparse.Namespace) -> int:
     output = Path(arguments.o).resolve()
     labelled, unlabelled = _prepare_raw(arguments, output)
     road = Road(
-        output, labelled, unlabelled, arguments.e, arguments.pretrain_steps, arguments.epochs,
+        output, labelled, unlabelled, arguments.e, arguments.pretrain_steps, arguments.epochs, arguments.iterations,
         command_line.device(arguments).type,
     )  # fmt: skip
     _set_environment(output)
@@ -100,6 +102,7 @@ def _set_environment(output: Path) -> None:
         os.environ[variable] = str(output / variable)
     os.environ.setdefault("nnUNet_n_proc_DA", "0")
     os.environ.setdefault("nnUNet_def_n_proc", "2")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall a machine that is shared
 
 
 def _steps(road: Road) -> list[tuple[str, list[str]]]:
@@ -107,8 +110,9 @@ def _steps(road: Road) -> list[tuple[str, list[str]]]:
     ids = [name[7:10] for name in road.datasets]
     label, device = ids[0], ["-device", road.device]
     weights = str(road.output / "nnUNet_results/pretrained/demo/encoder.safetensors")
-    pretrain = [f"steps={road.pretrain_steps}", "batch_size=8", "prototypes=1024", "save_every=50"]
-    train = [f"epochs={road.epochs}", "iterations_per_epoch=25", "val_iterations=4", "lr=1e-3", "batch_size=2"]
+    pretrain = [f"steps={road.pretrain_steps}", "batch_size=8", "base_lr=1e-2", "prototypes=1024", "save_every=50"]
+    length = [f"epochs={road.epochs}", f"iterations_per_epoch={road.iterations}", "val_iterations=2"]
+    train = [*length, "lr=1e-3", "batch_size=2"]
     start = ["nnssl_train", label, "3d_fullres", "0", "-p", road.plans, "--no_validation", *device]
     steps = [
         ("plan and preprocess", ["nnssl_plan_and_preprocess", "-d", *ids, "-e", road.encoder]),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnssl.encoders.vit import VisionTransformer
+from nnssl.layers.convolution import Conv3x3x3
 from nnssl.layers.deformable import DeformableAttention, Grid, cell_centres
 
 LEVELS = 3  # adapter features at strides p/4, p/2, p
@@ -83,7 +84,7 @@ class ConvFeedForward(nn.Module):
         super().__init__()
         hidden = int(width * FFN_RATIO)
         self.fc1 = nn.Linear(width, hidden)
-        self.dwconv = nn.ModuleDict({"dwconv": nn.Conv3d(hidden, hidden, 3, padding=1, groups=hidden)})
+        self.dwconv = nn.ModuleDict({"dwconv": Conv3x3x3(hidden, hidden, groups=hidden, bias=True)})
         self.fc2 = nn.Linear(hidden, width)
         for layer in (self.fc1, self.fc2):
             nn.init.trunc_normal_(layer.weight, std=0.02)

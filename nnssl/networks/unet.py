@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnssl.layers.convolution import Conv3x3x3
+
 BASE_WIDTH = 32  # doubles per pyramid level: 32, 64, 128, 256
 SLOPE = 0.01  # LeakyReLU
 
@@ -51,8 +53,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(inputs, outputs, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3x3(inputs, outputs)
+        self.conv2 = Conv3x3x3(outputs, outputs)
         self.shortcut = nn.Conv3d(inputs, outputs, 1, bias=False) if inputs != outputs else None
 
     def forward(self, volume: Tensor) -> Tensor:

@@ -183,3 +183,28 @@ def test_a_foreign_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Python objects other than tensors"):
         read_checkpoint(tmp_path / "checkpoint_final.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_labels_with_sides_switch_off_left_right_mirroring(environment: Path) -> None:
+    trainer = make_trainer(environment)
+    trainer.dataset_json["labels"] = {"background": 0, "RightParotid": 1, "LeftParotid": 2}
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (1, 2)
+    assert trainer.inference_allowed_mirroring_axes == (1, 2)
+
+
+def test_thick_slices_are_loaded_without_a_margin(environment: Path) -> None:
+    trainer = make_trainer(environment)
+    trainer.configuration_manager.configuration["spacing"] = [1.5, 1.5, 10.0]
+    _, within_slice, loaded, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert within_slice
+    assert loaded[2] == trainer.configuration_manager.patch_size[2]
+    assert all(loaded[axis] > trainer.configuration_manager.patch_size[axis] for axis in (0, 1))
+
+
+def test_nnunets_look_up_finds_this_very_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    import nnssl.trainers
+
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(nnssl.trainers.__path__[0]) / "nnunet_plugin"))
+    assert recursive_find_trainer_class_by_name("FrozenEncoderTrainer") is FrozenEncoderTrainer

@@ -1,5 +1,6 @@
 """Folds keep patients together and equal nnU-Net's where nothing is to keep together."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_a_split_file_that_shares_a_patient_is_reported(tmp_path: Path, caplog: 
 def test_smaller_subsets_lie_within_larger_ones_and_order_of_input_is_irrelevant() -> None:
     cases = [f"case_{number:03d}" for number in range(20)]
     subsets = [set(labelled_subset(cases, number, seed=3)) for number in range(1, 21)]
-    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(subsets))
     assert labelled_subset(cases[::-1], 5, 3) == labelled_subset(cases, 5, 3)
     assert labelled_subset(cases, 5, 3) != labelled_subset(cases, 5, 4)
 
