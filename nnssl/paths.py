@@ -1,4 +1,4 @@
-"""Folders of nnU-Net and of pretrained weights, data set names, and files (JSON) that are written whole or not at all."""
+"""Folders of nnU-Net and of pretrained weights, data set names, and files written whole or not at all."""
 
 import errno
 import json

@@ -40,14 +40,14 @@ def rates_at(step: int, recipe: PretrainRecipe) -> Rates:
     lr = warmup_cosine(
         step,
         recipe.steps,
-        warmup_steps=int(recipe.steps * recipe.warmup_fraction),
+        warmup_steps=round(recipe.steps * recipe.warmup_fraction),
         base=peak_learning_rate(recipe.base_lr, recipe.batch_size),
         final=recipe.min_lr,
     )
     start, end = recipe.weight_decay
     return Rates(
         lr=lr,
-        last_layer_lr=zero_until(step, int(recipe.steps * recipe.freeze_last_layer), lr),
+        last_layer_lr=zero_until(step, round(recipe.steps * recipe.freeze_last_layer), lr),
         weight_decay=cosine(step, recipe.steps, start, end),
     )
 
