@@ -5,15 +5,17 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: demo test fast lint proof
 DEMO_FOLDER ?= nnssl_demo
+TEST_PROCESSES ?= 2
+PYTEST = OMP_NUM_THREADS=1 "$$python" -m pytest -n $(TEST_PROCESSES) --dist loadscope --durations=10
 
 demo:
 	python=$$(.ci/environment); "$$(dirname "$$python")/nnssl_demo" -o "$(DEMO_FOLDER)"
 
 test: lint fast
-	python=$$(.ci/environment); "$$python" -m pytest -m "slow and not proof" --durations=10
+	python=$$(.ci/environment); $(PYTEST) -m "slow and not proof"
 
 fast:
-	python=$$(.ci/environment); "$$python" -m pytest -m "not slow and not proof" --durations=10
+	python=$$(.ci/environment); $(PYTEST) -m "not slow and not proof"
 
 lint:
 	python=$$(.ci/environment); "$$python" -m ruff check . && "$$python" -m ruff format --check . && "$$python" -m mypy

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The four rows of docs/results.md: hippocampus, ten labelled cases. Run the stations in this order:
 #   WORK=/scratch/first DATA=/path/to/nnUNet_raw DEVICE=cuda bash benchmarks/first_result.sh plan pretrain frozen random scratch stock evaluate
-# ENCODER, STEPS (pretraining), EPOCHS (fine-tuning, of 25 iterations), MINUTES (stock nnU-Net), BATCH can be set.
+# ENCODER, SPACING (mm, X Y Z), STEPS and BATCH (pretraining), EPOCHS (fine-tuning, of 25 iterations), MINUTES (stock
+# nnU-Net) can be set.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${WORK:?folder for everything that is written}" "${DATA:?nnUNet_raw folder with Dataset004_Hippocampus}"
-ENCODER=${ENCODER:-vit_tiny_8} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-220} BATCH=${BATCH:-16}
-EPOCHS=${EPOCHS:-4} MINUTES=${MINUTES:-7} LR=${LR:-1e-3} BASE_LR=${BASE_LR:-1e-2}
+ENCODER=${ENCODER:-vit_tiny_8} SPACING=${SPACING-1 1 1} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-240} BATCH=${BATCH:-8}
+EPOCHS=${EPOCHS:-10} MINUTES=${MINUTES:-7} LR=${LR:-1e-3} BASE_LR=${BASE_LR:-1e-2}
 PLANS=nnsslPlans_$ENCODER
 export nnUNet_raw=$DATA nnUNet_preprocessed=$WORK/nnUNet_preprocessed nnUNet_results=$WORK/nnUNet_results
-export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
+export OMP_WAIT_POLICY=PASSIVE nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f
 mkdir -p "$WORK"
 
 timed() { # NAME COMMAND...: output to NAME.log; seconds and peak memory to costs.txt
@@ -26,11 +27,11 @@ predict() { # NAME
         -p "${PLANS}_$1" -f 0 -device "$DEVICE" --disable_tta
 }
 plan() {
-    timed plan nnssl_plan_and_preprocess -d 4 -e "$ENCODER"
+    timed plan nnssl_plan_and_preprocess -d 4 -e "$ENCODER" ${SPACING:+-overwrite_target_spacing $SPACING}
 }
 pretrain() {
     timed pretrain nnssl_pretrain 4 -t threedino -e "$ENCODER" -p "$PLANS" -f 0 -run first -device "$DEVICE" \
-        --set "steps=$STEPS" "batch_size=$BATCH" "base_lr=$BASE_LR" prototypes=4096 save_every=20
+        --set "steps=$STEPS" "batch_size=$BATCH" "base_lr=$BASE_LR" prototypes=1024 save_every=40
 }
 frozen() { train frozen -pretrained_weights "$nnUNet_results/pretrained/first/encoder.safetensors"; }
 random() { train random --random_frozen; }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange, check_crop
-from nnssl.layers.attention import INIT_STD, NORM_EPS, Block, init_linear
+from nnssl.layers.attention import INIT_STD, NORM_EPS, Block, init_linear, layer_scale_init
 from nnssl.layers.position import resample_positions
 
 
@@ -72,7 +72,8 @@ class VisionTransformer(Encoder):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + cells, self.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
         self.patch_embed = PatchEmbed(self.dim, self.patch)
-        self.blocks = nn.ModuleList(Block(self.dim, heads, drop_path=drop_path) for _ in range(depth))
+        scale = layer_scale_init(depth)
+        self.blocks = nn.ModuleList(Block(self.dim, heads, drop_path=drop_path, scale=scale) for _ in range(depth))
         self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS)
         self._initialise()
 
