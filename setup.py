@@ -8,6 +8,7 @@ COMMANDS = ("plan_and_preprocess", "pretrain", "train", "predict", "evaluate", "
 packages = ["nnssl"] + [f"nnssl.{name}" for name in find_packages("nnssl") if name.split(".")[0] not in TOP_LEVEL]
 for folder in TOP_LEVEL:
     packages += [f"nnssl.{folder}"] + [f"nnssl.{folder}.{name}" for name in find_packages(folder)]
+packages.append("nnssl.trainers.nnunet_plugin")  # a folder that nnU-Net scans: it holds one file and no __init__
 
 setup(
     packages=packages,

@@ -31,7 +31,7 @@ class DemoSizes:
     train: int = 8
     validation: int = 6
     unlabelled: int = 40
-    spacing_mm: float = 3.0
+    spacing_mm: float = 4.0
 
 
 @dataclass(frozen=True)
