@@ -8,6 +8,7 @@ import torch
 
 from nnssl.encoders.base import EncoderSpec, to_encoder_range
 from nnssl.encoders.vit import VisionTransformer
+from nnssl.layers.attention import layer_scale_init
 from tests.rules import golden_error, normal, rule_tensor
 
 TOLERANCE = 5e-5
@@ -230,7 +231,8 @@ def test_initialisation_follows_the_published_rules() -> None:
     assert state["pos_embed"].std().item() == pytest.approx(0.02, rel=0.02)
     assert state["blocks.0.attn.qkv.weight"].std().item() == pytest.approx(0.02, rel=0.02)
     assert not state["blocks.1.mlp.fc2.bias"].any()
-    assert (state["blocks.1.ls2.gamma"] == 1e-5).all()
+    assert (state["blocks.1.ls2.gamma"] == 0.1).all()  # CaiT: shallow
+    assert [layer_scale_init(depth) for depth in (18, 19, 24)] == [0.1, 1e-5, 1e-5]
     bound = 1 / 8**1.5  # PyTorch's own rule: uniform within 1 / sqrt(fan in)
     assert 0.95 * bound < state["patch_embed.proj.weight"].abs().max().item() <= bound
 
