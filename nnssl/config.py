@@ -68,7 +68,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         return _coerce(value, inner[0], key)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(typing.cast(type, hint), value)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple:
         return _coerce_tuple(value, typing.get_args(hint), key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -77,7 +77,9 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     return value
 
 
-def _coerce_tuple(value: Sequence[Any], arguments: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+def _coerce_tuple(value: Any, arguments: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"setting {key!r}: expected a list, for example [64,64,48], got {value!r}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_coerce(item, arguments[0], key) for item in value)
     if len(arguments) != len(value):

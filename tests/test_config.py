@@ -42,6 +42,8 @@ def test_a_config_survives_json() -> None:
         ("count=many", "expected int, got 'many'"),
         ("count=true", "expected int"),
         ("crop=[1,2]", "expected 3 values"),
+        ("crop=96", "expected a list"),
+        ("crop=64,64,64", "expected a list"),
         ("count", "expected key=value"),
     ],
 )

@@ -15,7 +15,8 @@ def run(work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
     """Parse, work, and turn bad input into one line on stderr.
 
     Returns:
-        0 all well, 1 some cases failed and were listed, 2 bad input. NNSSL_DEBUG=1 shows the traceback instead.
+        0 all well, 1 some cases failed and were listed, 2 bad input, 3 the machine failed (memory, a worker process,
+        the device). NNSSL_DEBUG=1 shows the traceback instead of one line.
     """
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -29,6 +30,12 @@ def run(work: Callable[[argparse.Namespace], int], parser: argparse.ArgumentPars
         )
         print(f"{parser.prog}: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("NNSSL_DEBUG"):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"{parser.prog}: stopped: {first} (NNSSL_DEBUG=1 shows where)", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped by the user", file=sys.stderr)
         return 130
@@ -59,4 +66,6 @@ def device(arguments: argparse.Namespace) -> "torch.device":
     name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("-device cuda: no CUDA device is available here; use -device cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("-device mps: no Apple GPU is available here; use -device cpu")
     return torch.device(name)

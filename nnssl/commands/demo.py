@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 from nnssl.commands import command_line
 from nnssl.dataset_conversion import demo_brain
 from nnssl.dataset_conversion.raw_dataset import list_cases, load_dataset_json
-from nnssl.paths import load_json
+from nnssl.paths import dataset_id, load_json
 
 ENCODER = "vit_tiny_8"
+RUN, RUNS = "demo", ("pretrained", "random")  # of pretraining; of training
 EXAMPLES = """  nnssl_demo                                   embedded brain data, results in ./nnssl_demo
   nnssl_demo -o /scratch/demo -pretrain_steps 500
   nnssl_demo --raw $nnUNet_raw/Dataset004_Hippocampus
@@ -68,6 +70,7 @@ def _work(arguments: argparse.Namespace) -> int:
         command_line.device(arguments).type,
     )  # fmt: skip
     _set_environment(output)
+    _remove_earlier(road)
     started = time.monotonic()
     for title, command in _steps(road):
         if title.startswith("predict"):
@@ -92,8 +95,12 @@ def _prepare_raw(arguments: argparse.Namespace, output: Path) -> tuple[str, str 
     sources = [Path(folder).resolve() for folder in (arguments.raw, arguments.unlabelled) if folder]
     for source in sources:
         load_dataset_json(source)
-        if not (raw / source.name).exists():
-            (raw / source.name).symlink_to(source)
+        dataset_id(source.name)
+        link = raw / source.name
+        if link.exists() and link.resolve() != source:
+            raise ValueError(f"{link} holds other data than {source}; give another output folder with -o")
+        if not link.exists():
+            link.symlink_to(source)
     return sources[0].name, sources[1].name if len(sources) > 1 else None
 
 
@@ -105,11 +112,21 @@ def _set_environment(output: Path) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall a machine that is shared
 
 
+def _remove_earlier(road: Road) -> None:
+    """Remove runs and predictions of an earlier demo in the same folder, and nothing else."""
+    results = road.output / "nnUNet_results"
+    runs = [results / "pretrained" / RUN]
+    runs += [run for name in RUNS for run in (results / road.labelled).glob(f"*__{road.plans}_{name}__*")]
+    names = ("validation_images", "validation_labels", *(f"predictions_{name}" for name in RUNS), "evaluation")
+    for folder in [*runs, *(road.output / name for name in names)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _steps(road: Road) -> list[tuple[str, list[str]]]:
     """The commands of the road, as a user types them."""
     ids = [name[7:10] for name in road.datasets]
     label, device = ids[0], ["-device", road.device]
-    weights = str(road.output / "nnUNet_results/pretrained/demo/encoder.safetensors")
+    weights = str(road.output / "nnUNet_results/pretrained" / RUN / "encoder.safetensors")
     pretrain = [f"steps={road.pretrain_steps}", "batch_size=8", "base_lr=1e-2", "prototypes=1024", "save_every=50"]
     length = [f"epochs={road.epochs}", f"iterations_per_epoch={road.iterations}", "val_iterations=2"]
     train = [*length, "lr=1e-3", "batch_size=2"]
@@ -117,12 +134,12 @@ def _steps(road: Road) -> list[tuple[str, list[str]]]:
     steps = [
         ("plan and preprocess", ["nnssl_plan_and_preprocess", "-d", *ids, "-e", road.encoder]),
         ("pretrain", ["nnssl_pretrain", *ids, "-t", "threedino", "-e", road.encoder, "-p", road.plans, "-f", "0",
-                      "-run", "demo", *device, "--set", *pretrain]),
+                      "-run", RUN, *device, "--set", *pretrain]),
         ("train on the pretrained encoder",
          [*start, "-pretrained_weights", weights, "-run", "pretrained", "--set", *train]),
         ("train on a random encoder", [*start, "--random_frozen", "-run", "random", "--set", *train]),
     ]  # fmt: skip
-    for run in ("pretrained", "random"):
+    for run in RUNS:
         steps.append((f"predict ({run})", _predict(road, run, label, device)))
     evaluate = ["nnssl_evaluate", "-ref", str(road.output / "validation_labels"),
                 "-pred", str(road.output / "predictions_pretrained"), "-pred2", str(road.output / "predictions_random"),
@@ -193,8 +210,8 @@ def _show(road: Road, seconds: float) -> None:
     print(f"\n{seconds / 60:.1f} minutes. Files:")
     for path in [
         road.output / "nnUNet_preprocessed" / road.labelled / f"{road.plans}.json",
-        results / "pretrained/demo/encoder.safetensors",
-        results / "pretrained/demo/curves.png",
+        results / "pretrained" / RUN / "encoder.safetensors",
+        results / "pretrained" / RUN / "curves.png",
         *sorted(results.glob(f"{road.labelled}/*/fold_0/progress.png")),
         road.output / "evaluation/evaluation.md",
         *sorted((road.output / "evaluation").glob("**/*.png")),
