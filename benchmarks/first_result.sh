@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${WORK:?folder for everything that is written}" "${DATA:?nnUNet_raw folder with Dataset004_Hippocampus}"
 ENCODER=${ENCODER:-vit_tiny_8} SPACING=${SPACING-1 1 1} DEVICE=${DEVICE:-cpu} STEPS=${STEPS:-240} BATCH=${BATCH:-8}
-EPOCHS=${EPOCHS:-10} MINUTES=${MINUTES:-7} LR=${LR:-1e-3} BASE_LR=${BASE_LR:-1e-2}
+EPOCHS=${EPOCHS:-10} MINUTES=${MINUTES:-7.75} LR=${LR:-1e-3} BASE_LR=${BASE_LR:-1e-2}
 PLANS=nnsslPlans_$ENCODER
 export nnUNet_raw=$DATA nnUNet_preprocessed=$WORK/nnUNet_preprocessed nnUNet_results=$WORK/nnUNet_results
 export OMP_WAIT_POLICY=PASSIVE nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-2} nnUNet_compile=f

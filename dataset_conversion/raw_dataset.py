@@ -1,5 +1,6 @@
 """A raw nnU-Net data set folder: its dataset.json, its cases, how to check and how to write one."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from nnssl.dataset_conversion.scan_check import declared_values, image_problems,
 from nnssl.paths import load_json, save_json
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+_ENTRY = "{'images': [paths], 'label': path}"
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -86,19 +88,9 @@ def check_raw_dataset(folder: Path, workers: int = 2, progress: bool = False) ->
     problems = [f"{folder / 'dataset.json'}: {problem}" for problem in broken]
     if not _can_list(dataset_json):
         return problems
-    try:
-        cases = list_cases(folder, dataset_json)
-    except FileNotFoundError as error:
-        return [*problems, str(error)]
-    if dataset_json.get("numTraining") != len(cases):
-        problems.append(
-            f"{folder / 'dataset.json'}: numTraining is {dataset_json.get('numTraining')} but {len(cases)} training "
-            f"cases exist; set it to {len(cases)}"
-        )
-    for split in ("Tr", "Ts"):
-        if split == "Ts" or not dataset_json.get("dataset"):
-            problems += _name_problems(folder, dataset_json, split)
-    if _files(folder / "imagesTs"):
+    cases, found_training = _training_cases(folder, dataset_json)
+    problems += found_training + _name_problems(folder, dataset_json, "Ts")
+    with contextlib.suppress(FileNotFoundError):  # no test images, or none named after the rule: listed just above
         cases += list_cases(folder, dataset_json, "Ts")
     checks = [(case, dataset_json) for case in cases]
     for found in map_parallel(check_case, checks, workers=workers, title="check" if progress else None):
@@ -143,9 +135,7 @@ def dataset_json_problems(values: Mapping[str, Any]) -> list[str]:
     ending = values.get("file_ending", ".nii.gz")
     if ending not in FILE_ENDINGS:
         problems.append(f"file_ending {ending!r} is not supported; use one of {', '.join(FILE_ENDINGS)}")
-    if not isinstance(values.get("dataset", {}), dict):
-        problems.append("'dataset' must map each case to {'images': [...], 'label': ...}")
-    return problems
+    return problems + _section_problems(values.get("dataset", {}))
 
 
 def _channel_problems(channels: Any) -> list[str]:
@@ -177,7 +167,43 @@ def _label_problems(values: Mapping[str, Any]) -> list[str]:
         order = values.get("regions_class_order")
         if not isinstance(order, list) or len(order) != len(regions):
             problems.append(f"labels have regions, so regions_class_order must list {len(regions)} values, got {order}")
+        else:
+            allowed = [value for value in found if value not in (0, labels.get("ignore"))]
+            wrong = [value for value in order if type(value) is not int or value not in allowed]
+            if wrong:
+                problems.append(f"regions_class_order holds {wrong}; allowed are the label values {allowed}")
     return problems
+
+
+def _section_problems(section: Any) -> list[str]:
+    if not isinstance(section, dict):
+        return [f"'dataset' must map each case to {_ENTRY}, got {type(section).__name__}"]
+    return [f"'dataset' entry {name!r} must be {_ENTRY}" for name in sorted(section) if not _is_entry(section[name])]
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
+        return False
+    return all(isinstance(path, str) for path in [*entry["images"], entry.get("label") or ""])
+
+
+def _training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> tuple[list[Case], list[str]]:
+    """Training cases that can be checked, and what is wrong with their names and their number."""
+    section = dataset_json.get("dataset") or {}
+    entries = {name: entry for name, entry in section.items() if _is_entry(entry)} if isinstance(section, dict) else {}
+    if section and not entries:
+        return [], []  # a problem of dataset.json
+    try:
+        cases = list_cases(folder, {**dataset_json, "dataset": entries})
+    except FileNotFoundError as error:
+        return [], [str(error)]
+    problems, count = [], len(section) or len(cases)
+    if dataset_json.get("numTraining") != count:
+        problems.append(
+            f"{folder / 'dataset.json'}: numTraining is {dataset_json.get('numTraining')} but {count} training "
+            f"cases exist; set it to {count}"
+        )
+    return cases, problems if section else problems + _name_problems(folder, dataset_json, "Tr")
 
 
 def _name_problems(folder: Path, dataset_json: Mapping[str, Any], split: str) -> list[str]:
@@ -207,12 +233,10 @@ def _name_problems(folder: Path, dataset_json: Mapping[str, Any], split: str) ->
 
 def _cases_of_section(folder: Path, section: Mapping[str, Any]) -> list[Case]:
     """Cases left in place: paths are relative to `folder`, may be absolute and may name environment variables."""
-    cases = []
+    problems, cases = _section_problems(section), []
+    if problems:
+        raise ValueError(f"{folder / 'dataset.json'}: {'; '.join(problems)}")
     for name, entry in sorted(section.items()):
-        if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
-            raise ValueError(
-                f"{folder / 'dataset.json'}: 'dataset' entry {name!r} must be {{'images': [...], 'label': ...}}"
-            )
         images = tuple(folder / os.path.expandvars(image) for image in entry["images"])
         label = entry.get("label")
         cases.append(Case(name, images, folder / os.path.expandvars(label) if label else None))

@@ -46,6 +46,14 @@ def knows(cls: type, assignment: str) -> bool:
     return assignment.partition("=")[0] in {field.name for field in dataclasses.fields(cls)}
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}; to name what differs."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _check_known(cls: type, key: str, known: Sequence[str]) -> None:
     if key not in known:
         raise ValueError(f"{cls.__name__} has no setting {key!r}; known settings: {', '.join(known)}")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+STAMP_ENDING = ".stamp.json"  # of the files beside folders of stored volumes, see nnssl/data/stamp.py
+
 
 def raw_folder() -> Path:
     """$nnUNet_raw: data sets as the user brings them."""
@@ -59,6 +61,11 @@ def dataset_id(name: str) -> int:
     if match is None:
         raise ValueError(f"data set folder {name!r}: expected DatasetNNN_Name with three digits")
     return int(match.group(1))
+
+
+def plans_in(dataset_folder: Path) -> list[str]:
+    """Names of the plans files of a preprocessed data set."""
+    return sorted(path.stem for path in dataset_folder.glob("*Plans*.json") if not path.name.endswith(STAMP_ENDING))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, join_sizes
-from nnssl.paths import preprocessed_folder, raw_folder, save_json
+from nnssl.paths import load_json, preprocessed_folder, raw_folder, save_json
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan, plan_finetune, plan_pretrain
 from nnssl.planners.crops import Spacing
 from nnssl.planners.explain import Decision, finetune_decisions, pretrain_decisions, shared_decisions
@@ -26,6 +26,7 @@ NETWORK = "nnssl.networks.segmentor.EncoderSegmentor"
 TRANSPOSE = [2, 1, 0]  # arrays are read as Z Y X; plans, crops and networks speak X Y Z
 RESAMPLING = {"force_separate_z": False, "memefficient_seg_resampling": False}  # linear: never leaves [0, 1]
 DEFAULT_ENCODER = "vit_small_16"
+_OTHER_FILES = ("dataset", "splits_final", "dataset_fingerprint", "nnssl_fingerprint")  # of a preprocessed data set
 
 
 def default_plans_name(encoder: str) -> str:
@@ -74,7 +75,7 @@ class EncoderPlanner(ExperimentPlanner):
         self.dataset_fingerprint = self.fingerprint.as_stock()
         self.preprocessor_name = preprocessor_name
         self.plans: dict[str, Any] | None = None
-        _check_plans_name(self.plans_identifier)
+        check_plans_name(self.plans_identifier, self.raw.name)
 
     @property
     def sizes(self) -> ScanSizes:
@@ -247,17 +248,27 @@ def plan_together(planners: list[EncoderPlanner]) -> PretrainPlan:
     )
 
 
+def check_plans_name(name: str, dataset: str) -> None:
+    """Refuse a plans name that cannot be part of folder names, or whose file belongs to someone else."""
+    if "__" in name or "/" in name or not name:
+        raise ValueError(f"plans name {name!r}: it names a file and result folders, so no '__' and no '/' is allowed")
+    if name in _OTHER_FILES or name.endswith(".stamp"):
+        raise ValueError(f"plans name {name!r}: {name}.json is another file of the data set; give another -plans_name")
+    file = preprocessed_folder() / dataset / f"{name}.json"
+    present = load_json(file) if file.is_file() else {"nnssl": {}}
+    if not isinstance(present, dict) or "nnssl" not in present:
+        raise ValueError(
+            f"plans name {name!r}: {file} exists and is no plan of nnssl (no 'nnssl' section), so it is not "
+            "overwritten; give another -plans_name"
+        )
+
+
 def _checked_spacing(spacing_mm: list[float] | tuple[float, ...] | None) -> list[float] | None:
     if spacing_mm is None:
         return None
     if len(spacing_mm) != 3 or not all(np.isfinite(value) and value > 0 for value in spacing_mm):
         raise ValueError(f"target spacing {list(spacing_mm)}: give three values above 0 in mm")
     return [float(value) for value in spacing_mm]
-
-
-def _check_plans_name(name: str) -> None:
-    if "__" in name or "/" in name or name in ("dataset", "splits_final") or not name:
-        raise ValueError(f"plans name {name!r}: it names a file and result folders, so no '__' and no '/' is allowed")
 
 
 def _copy_if_there(source: Path, target: Path, *, keep: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.config import from_dict, knows, override, to_dict
+from nnssl.config import flattened, from_dict, knows, override, to_dict
 from nnssl.paths import load_json, save_json
 from nnssl.recipe import FineTuneRecipe, PretrainRecipe
 
@@ -69,3 +69,7 @@ def test_a_damaged_json_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"bad\.json: not valid JSON"):
         load_json(tmp_path / "bad.json")
+
+
+def test_nested_settings_flatten_to_dotted_keys() -> None:
+    assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}

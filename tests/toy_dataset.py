@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from nnssl.data.stamp import write_stamp
+
 NAME = "Dataset777_Toy"
 PLANS = "nnsslPlans_vit_tiny_8"
 ENCODER = "vit_tiny_8"
@@ -72,6 +74,7 @@ def write_preprocessed(folder: Path, raw: Path, **changes: Any) -> Path:
         DefaultPreprocessor(verbose=False).run_case_save(
             str(stored / case), [str(image)], str(label), manager, configuration, dataset_json
         )
+    write_stamp(target, plans, "3d_fullres")
     return target
 
 

@@ -1,6 +1,7 @@
 """From an encoder file to an encoder that fits the plans, and from a name to a trainer class."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def load_for_plans(
         report = load_weights(encoder, weights, allow_partial=allow_partial)
     except ValueError as error:
         raise ValueError(f"loading {path}: {error} (--allow_partial)") from error
-    return file, encoder, report.summary()
+    return replace(file, loaded=f"{report.loaded} of {report.total}"), encoder, report.summary()
 
 
 def _identified(path: Path, weights: Weights) -> tuple[str, tuple[int, int, int]]:

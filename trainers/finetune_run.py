@@ -17,7 +17,8 @@ MODES = ("pretrained", "random_frozen", "scratch")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 FOLD_PLANS = "plans.json"  # of one fold; nnU-Net keeps another beside the folds
 _NETWORK_WORDS = ("decoder", "adapter_width", "precision", "offset_order")
-_FOLD_WORDS = ("weights_file", "weights_sha256")  # folds of one run may use encoders that left out different cases
+# folds of one run may use encoders that left out different cases, and what each file needed to be allowed
+_FOLD_WORDS = ("weights_file", "weights_sha256", "loaded", "allowed")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunOptions:
     num_labelled: int | None = None  # training cases; None: all of the fold
     seed: int = 0
     settings: tuple[str, ...] = ()  # key=value
+    allowed: tuple[str, ...] = ()  # of overlap, partial, intensity: refusals that the user lifted
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -51,6 +53,7 @@ class EncoderFile:
     encoder: str  # a name of nnssl.encoders.ENCODERS
     native_crop: tuple[int, int, int]  # voxels, X Y Z
     header: EncoderHeader | None  # None: a foreign format
+    loaded: str | None = None  # tensors of the encoder that the file filled, "175 of 175"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class NetworkSettings:
     adapter_width: int | None = None
     precision: str = "auto"
     offset_order: str = "correct"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "adapter_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"setting {name!r}: must be at least 1, got {value}")
 
 
 def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions, *, file: EncoderFile | None) -> dict:
@@ -83,6 +92,8 @@ def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions,
         "mode": options.mode,
         "weights_file": file.name if file else None,
         "weights_sha256": file.sha256 if file else None,
+        "loaded": file.loaded if file else None,
+        "allowed": list(options.allowed),
         "num_labelled": options.num_labelled,
         "seed": options.seed,
         "settings": list(options.settings),
@@ -148,6 +159,27 @@ def check_same_run(folder: Path, plans: Mapping[str, Any]) -> None:
         )
 
 
+def check_continued(
+    plans: Mapping[str, Any], configuration: str, given: Mapping[str, Any], settings: Sequence[str]
+) -> None:
+    """Refuse to continue a run with anything else than what it was started with.
+
+    Args:
+        plans: of the run.
+        given: keys of `plans["nnssl"]["run"]` that the user gave again, None where not.
+        settings: key=value of --set given again.
+    """
+    run = plans["nnssl"]["run"]
+    words = [
+        f"{key} {run.get(key)}, not {value}"
+        for key, value in given.items()
+        if value is not None and value != run.get(key)
+    ]
+    words += [f"not --set {word}" for word in settings if not _holds(plans, configuration, word)]
+    if words:
+        raise ValueError(f"--c keeps the run's settings: {'; '.join(words)}; leave it out or use a new -run")
+
+
 def existing_checkpoint(fold_folder: Path) -> Path | None:
     """The checkpoint to continue from: final, latest or best, in this order."""
     return next((fold_folder / name for name in CHECKPOINTS if (fold_folder / name).is_file()), None)
@@ -167,10 +199,23 @@ def _apply_network_settings(configuration: dict[str, Any], settings: Sequence[st
     if not settings:
         return
     arguments = configuration["architecture"]["arch_kwargs"]
-    given = {word: arguments[word] for word in _NETWORK_WORDS if word in arguments}
-    values = asdict(override(NetworkSettings(batch_size=configuration["batch_size"], **given), settings))
+    values = asdict(override(_network_settings(configuration), settings))
     configuration["batch_size"] = values.pop("batch_size")
-    arguments.update({word: value for word, value in values.items() if word in given or value is not None})
+    arguments.update({word: value for word, value in values.items() if word in arguments or value is not None})
+
+
+def _network_settings(configuration: Mapping[str, Any]) -> NetworkSettings:
+    arguments = configuration["architecture"]["arch_kwargs"]
+    given = {word: arguments[word] for word in _NETWORK_WORDS if word in arguments}
+    return NetworkSettings(batch_size=configuration["batch_size"], **given)
+
+
+def _holds(plans: Mapping[str, Any], configuration: str, assignment: str) -> bool:
+    """Whether a key=value of --set is what these plans have already."""
+    recipe_words, network_words = _sort_settings([assignment])
+    recipe = from_dict(FineTuneRecipe, plans["nnssl"]["finetune"])
+    network = _network_settings(plans["configurations"][configuration])
+    return override(recipe, recipe_words) == recipe and override(network, network_words) == network
 
 
 def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:

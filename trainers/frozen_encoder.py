@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nnssl.config import from_dict
 from nnssl.data.volumes import stored_cases
-from nnssl.inference.checkpoint import read_checkpoint
+from nnssl.inference.checkpoint import load_network, read_checkpoint
 from nnssl.recipe import FineTuneRecipe
 from nnssl.trainers.augmentation import AxisFirst, coarse_axis, for_stored_range, front, mirror_axes
 from nnssl.trainers.finetune_checkpoint import write_checkpoint
@@ -181,11 +181,20 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         write_checkpoint(Path(filename), checkpoint)
 
     def load_checkpoint(self, filename: str, /) -> None:
-        """Continue from a checkpoint; the encoder comes with it, its own file is not needed."""
+        """Continue from a checkpoint; the encoder comes with it, its own file is not needed.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or labels or plans are not those that it was trained with.
+        """
         if not self.was_initialized:
             self.initialize()
         checkpoint = read_checkpoint(Path(filename), self.device)
-        self.bare_network().load_state_dict(checkpoint["network_weights"])
+        load_network(
+            self.bare_network(),
+            checkpoint["network_weights"],
+            where=f"continuing from {filename}",
+            advice="restore the plans and labels that it was trained with, or train a new -run",
+        )
         self.has_encoder = True
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

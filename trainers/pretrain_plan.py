@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.config import from_dict
+from nnssl.config import flattened, from_dict
+from nnssl.data.stamp import check_stamp
 from nnssl.data.volumes import StoredFolder, stored_cases
 from nnssl.encoders.base import IntensityRange
-from nnssl.paths import dataset_id, load_json, preprocessed_folder
+from nnssl.paths import dataset_id, load_json, plans_in, preprocessed_folder
 from nnssl.recipe import PretrainRecipe
-from nnssl.trainers.splits import cases_of_fold, splits_for
+from nnssl.trainers.splits import SPLITS_FILE, cases_of_fold, splits_for
 
 CONFIGURATION = "pretrain"
 # of the stock keys, those that fix what the encoder sees; data sets that are mixed must agree in them
@@ -67,11 +68,12 @@ def folders_of(plan: PretrainPlan, fold: int | None) -> list[StoredFolder]:
 
     Raises:
         FileNotFoundError: a data set has no stored volumes of this plan.
-        ValueError: the fold does not exist, or no case is left.
+        ValueError: the volumes are incomplete or of another plan, the fold does not exist, or no case is left.
     """
     folders = []
     for dataset in plan.datasets:
-        configurations = _read(dataset, plan.name, plan.datasets)["configurations"]
+        plans = _read(dataset, plan.name, plan.datasets)
+        configurations = plans["configurations"]
         folder = preprocessed_folder() / dataset / configurations[CONFIGURATION]["data_identifier"]
         cases = stored_cases(folder)
         if not cases:
@@ -79,6 +81,7 @@ def folders_of(plan: PretrainPlan, fold: int | None) -> list[StoredFolder]:
                 f"pretraining on {dataset}: no stored volumes in {folder}; "
                 f"run nnssl_plan_and_preprocess {_planner_words(plan.datasets, plan.encoder)} -c {CONFIGURATION}"
             )
+        check_stamp(folder.parent, plans, CONFIGURATION)
         held_out = set() if fold is None else _validation_cases(dataset, configurations, fold)
         folders.append(StoredFolder(dataset, folder, [case for case in cases if case not in held_out]))
     if not any(folder.cases for folder in folders):
@@ -91,20 +94,22 @@ def _validation_cases(dataset: str, configurations: dict[str, Any], fold: int) -
     folder = preprocessed_folder() / dataset
     labels = [path.name.removesuffix(".gz") for path in (folder / "gt_segmentations").glob("*") if path.is_file()]
     labelled = sorted(Path(name).stem for name in labels)  # of case.nii.gz and case.mha alike
-    if not labelled and not (folder / "splits_final.json").is_file():
+    if not labelled and not (folder / SPLITS_FILE).is_file():
         return set()
     trained = stored_cases(folder / configurations.get("3d_fullres", {}).get("data_identifier", "none"))
-    return set(cases_of_fold(splits_for(folder, trained or labelled), fold)[1])
+    splits_for(folder, trained or labelled)  # draws the folds where there are none yet, else checks them
+    named = load_json(folder / SPLITS_FILE)  # a case that fine-tuning lacks for now is held out all the same
+    return set(cases_of_fold(named, fold)[1])
 
 
 def _read(dataset: str, plans_name: str, datasets: Sequence[str]) -> dict[str, Any]:
     path = preprocessed_folder() / dataset / f"{plans_name}.json"
     if path.is_file():
         return load_json(path)
-    present = sorted(file.stem for file in path.parent.glob("*Plans*.json"))
+    known = ", ".join(plans_in(path.parent)) or "none"
     encoder = plans_name.removeprefix("nnsslPlans_") if plans_name.startswith("nnsslPlans_") else "ENCODER"
     raise FileNotFoundError(
-        f"plans {plans_name!r} of {dataset}: no such file {path}; there are: {', '.join(present) or 'none'}; "
+        f"plans {plans_name!r} of {dataset}: no such file {path}; there are: {known}; "
         f"make them with: nnssl_plan_and_preprocess {_planner_words(datasets, encoder)}"
     )
 
@@ -132,7 +137,7 @@ def _planning(plans: dict[str, Any], dataset: str, plans_name: str) -> dict[str,
 
 
 def _check_equal(first: dict[str, Any], other: dict[str, Any], names: tuple[str, str]) -> None:
-    one, two = _flat(first), _flat(other)
+    one, two = flattened(first), flattened(other)
     differing = [f"{key} {one.get(key)} and {two.get(key)}" for key in one | two if one.get(key) != two.get(key)]
     if differing:
         numbers = " ".join(str(dataset_id(name)) for name in names)
@@ -140,10 +145,3 @@ def _check_equal(first: dict[str, Any], other: dict[str, Any], names: tuple[str,
             f"data sets {names[0]} and {names[1]} were planned differently for pretraining: {'; '.join(differing)}; "
             f"plan them together: nnssl_plan_and_preprocess -d {numbers} -e {first['encoder']}"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnssl.config import to_dict
 from nnssl.data.seeds import derived_seed, generator_at
+from nnssl.networks.precision import has_fast_bf16
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint, save_checkpoint
@@ -93,12 +94,7 @@ def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe,
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the hardware computes in it (GPU from Ampere on, CPU with AVX512-BF16 or AMX), else None."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    if device.type != "cpu":
-        return None
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private names; absent in some versions
-    return torch.bfloat16 if any(getattr(torch.cpu, check, bool)() for check in checks) else None
+    return torch.bfloat16 if has_fast_bf16(device.type) else None
 
 
 def clip_gradients(parts: dict[str, nn.Module], clip_norm: float) -> dict[str, Tensor]:

@@ -30,10 +30,11 @@ def splits_for(dataset_folder: Path, identifiers: list[str]) -> list[Split]:
         identifiers: all cases that can be trained on.
 
     Returns:
-        [{"train": [...], "val": [...]}, ...], five folds, fewer where there are fewer than five patients.
+        [{"train": [...], "val": [...]}, ...], five folds, fewer where there are fewer than five patients. Cases that
+        the file names and `identifiers` lacks (left out by preprocessing) are left out with a warning.
 
     Raises:
-        ValueError: the file does not hold folds, names unknown cases, or one patient cannot be split.
+        ValueError: the file does not hold folds, a fold has no case left, or one patient cannot be split.
     """
     file = dataset_folder / SPLITS_FILE
     patients = patients_of(identifiers, _named_patients(dataset_folder))
@@ -41,8 +42,7 @@ def splits_for(dataset_folder: Path, identifiers: list[str]) -> list[Split]:
         splits = make_splits(patients)
         save_json(splits, file)
         return splits
-    splits = load_json(file)
-    _check_splits(splits, identifiers, file)
+    splits = _present_cases(load_json(file), identifiers, file)
     _warn_of_shared_patients(splits, patients, file)
     return splits
 
@@ -115,18 +115,34 @@ def _named_patients(dataset_folder: Path) -> dict[str, str]:
     return {case: str(patient) for case, patient in named.items()}
 
 
-def _check_splits(splits: object, identifiers: Sequence[str], file: Path) -> None:
-    if not isinstance(splits, list) or not all(isinstance(s, dict) and {"train", "val"} <= set(s) for s in splits):
+def _present_cases(splits: object, identifiers: Sequence[str], file: Path) -> list[Split]:
+    """The folds of a file without the cases that are not preprocessed; each fold must keep some of both kinds."""
+    if not isinstance(splits, list) or not all(map(_is_split, splits)):
         raise ValueError(f'{file}: expected a list of {{"train": [...], "val": [...]}}; correct or delete the file')
-    unknown = sorted({case for split in splits for case in split["train"] + split["val"]} - set(identifiers))
-    if unknown:
-        raise ValueError(
-            f"{file}: names {len(unknown)} case(s) that are not preprocessed, first {unknown[0]!r}; "
-            "preprocess them, or delete the file to draw new folds"
+    known, named = set(identifiers), {case for split in splits for case in split["train"] + split["val"]}
+    missing = sorted(named - known)
+    kept = [{part: [case for case in split[part] if case in known] for part in ("train", "val")} for split in splits]
+    for fold, split in enumerate(kept):
+        empty = [word for part, word in (("train", "training"), ("val", "validation")) if not split[part]]
+        if empty:
+            raise ValueError(
+                f"{file}: fold {fold} has no {' and no '.join(empty)} case left; not preprocessed: "
+                f"{', '.join(map(repr, missing)) or 'none'}; preprocess them, or delete the file to draw new folds"
+            )
+    if missing:
+        logger.warning("%s: %d case(s) are not preprocessed and left out: %s", file, len(missing), ", ".join(missing))
+    if known - named:
+        logger.warning(
+            "%s: %d preprocessed case(s) are in no fold, first %s", file, len(known - named), min(known - named)
         )
-    unused = set(identifiers) - {case for split in splits for case in split["train"] + split["val"]}
-    if unused:
-        logger.warning("%s: %d preprocessed case(s) are in no fold, first %s", file, len(unused), min(unused))
+    return kept
+
+
+def _is_split(split: object) -> bool:
+    return isinstance(split, dict) and all(
+        isinstance(split.get(part), list) and all(isinstance(case, str) for case in split[part])
+        for part in ("train", "val")
+    )
 
 
 def _warn_of_shared_patients(splits: Sequence[Split], patients: Mapping[str, str], file: Path) -> None:

@@ -13,7 +13,13 @@ from nnssl.data.preprocessing import NnsslPreprocessor, copy_labels
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec, IntensityRange
 from nnssl.paths import preprocessed_folder
-from nnssl.planners.encoder_planner import DEFAULT_ENCODER, EncoderPlanner, default_plans_name, plan_together
+from nnssl.planners.encoder_planner import (
+    DEFAULT_ENCODER,
+    EncoderPlanner,
+    check_plans_name,
+    default_plans_name,
+    plan_together,
+)
 from nnssl.planners.explain import decision_table
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.identify import identify
@@ -79,6 +85,8 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
         raise ValueError(f"-np {processes}: give 1 or more processes")
     spec, source = choose_encoder(arguments)
     raws = list({raw.name: raw for raw in map(open_dataset, arguments.d)}.values())
+    for raw in raws:
+        check_plans_name(_plans_name(arguments, spec), raw.name)
     problems: list[str] = []
     for raw in raws:
         found = fingerprint(raw, processes=processes, clean=arguments.clean)

@@ -46,13 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
 def work(arguments: argparse.Namespace) -> int:
     """Check the scans, predict the sound ones, list the others."""
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))  # read when nnunetv2 is imported
-    from nnssl.inference.cases import input_cases, predict_cases, sound_cases, unpredicted
+    from nnssl.inference.cases import input_cases, predict_cases, sound_cases
+    from nnssl.inference.output_folder import check_output, unpredicted
     from nnssl.inference.predictor import NnsslPredictor, read_model_folder
 
     device = command_line.device(arguments)
     model = _model_folder(arguments)
     _, dataset_json = read_model_folder(model)
     cases = input_cases(arguments.i, dataset_json)
+    check_output(arguments.o, cases, dataset_json["file_ending"])
     predictor = NnsslPredictor(device, step_size=arguments.step_size, mirroring=not arguments.disable_tta)
     predictor.initialize_from_trained_model_folder(str(model), _folds(arguments.f), arguments.chk)
     if arguments.continue_prediction:
@@ -61,11 +63,11 @@ def work(arguments: argparse.Namespace) -> int:
     sound, problems = sound_cases(cases, dataset_json)
     default = 2 if device.type == "cuda" else 0
     workers = tuple(default if given is None else given for given in (arguments.npp, arguments.nps))
-    problems += predict_cases(
+    failures = predict_cases(
         predictor, sound, arguments.o, probabilities=arguments.save_probabilities, workers=(workers[0], workers[1])
     )
-    missing = unpredicted(cases, arguments.o, dataset_json["file_ending"], with_probabilities=False)
-    print(f"{len(cases) - len(missing)} of {len(cases)} cases predicted, label maps in {arguments.o}")
+    print(f"{len(sound) - len(failures)} of {len(cases)} cases predicted, label maps in {arguments.o}")
+    problems += failures
     for problem in problems:
         print(f"failed: {problem}")
     return 1 if problems else 0

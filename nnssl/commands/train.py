@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from nnssl.commands import command_line
+from nnssl.data.seeds import derived_seed
+from nnssl.data.stamp import check_stamp
 from nnssl.data.volumes import stored_cases
-from nnssl.paths import dataset_name, load_json, preprocessed_folder, results_folder, save_json
+from nnssl.paths import dataset_name, load_json, plans_in, preprocessed_folder, results_folder, save_json
 from nnssl.trainers.finetune_run import (
     EncoderFile,
     RunOptions,
+    check_continued,
     check_overlap,
     check_plans,
     check_same_run,
@@ -23,6 +26,7 @@ from nnssl.trainers.finetune_run import (
     run_plans,
 )
 from nnssl.trainers.splits import cases_of_fold, labelled_subset, splits_for
+from nnssl.weights.encoder_file import sha256
 
 if TYPE_CHECKING:
     from nnssl.trainers.frozen_encoder import FrozenEncoderTrainer
@@ -55,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-num_labelled", type=int, metavar="N", help="[OPTIONAL] train on N cases of the fold (nested)"
     )
-    command.add_argument("-seed", type=int, default=0, help="[OPTIONAL] of the subset and of the training; default 0")
+    command.add_argument("-seed", type=int, help="[OPTIONAL] of the subset and of the training; default 0")
     command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="[OPTIONAL] recipe")
     command.add_argument("--c", action="store_true", help="continue this run from its last checkpoint")
     command.add_argument("--val", action="store_true", help="only validate a finished run")
@@ -75,7 +79,7 @@ def work(arguments: argparse.Namespace) -> int:
     dataset = dataset_name(arguments.dataset)
     fold = _fold(arguments.fold)
     device = command_line.device(arguments)
-    _seed(arguments.seed)
+    _seed(arguments.seed or 0)
     trainer = _resumed(arguments, dataset, fold, device) if arguments.c or arguments.val else None
     if trainer is None:
         trainer = _started(arguments, dataset, fold, device)
@@ -124,9 +128,13 @@ def _resumed(
             f"{model / f'fold_{fold}'}: no {wanted} there; check -p, -run and the fold, or train first"
         )
     plans = load_json(model / f"fold_{fold}" / "plans.json")
-    _seed(plans["nnssl"]["run"]["seed"])
+    check_stamp(preprocessed_folder() / dataset, plans, arguments.configuration)
+    check_continued(plans, arguments.configuration, _given(arguments), arguments.set)
+    seed = plans["nnssl"]["run"]["seed"]
+    _seed(seed)
     trainer = _trainer(arguments, plans, dataset, fold=fold, device=device)
     trainer.load_checkpoint(str(found))
+    _seed(derived_seed(seed % 2**32, trainer.current_epoch))  # not the batches that the run began with
     print(f"continuing from {found} (epoch {trainer.current_epoch} of {trainer.num_epochs})")
     return trainer
 
@@ -135,9 +143,8 @@ def _planned(arguments: argparse.Namespace, dataset: str) -> tuple[Path, dict[st
     folder = preprocessed_folder() / dataset
     file = folder / f"{arguments.p}.json"
     if not file.is_file():
-        known = sorted(path.stem for path in folder.glob("*Plans*.json"))
         raise FileNotFoundError(
-            f"plans {arguments.p!r} of {dataset}: no {file}; known plans: {', '.join(known) or 'none'}; "
+            f"plans {arguments.p!r} of {dataset}: no {file}; known plans: {', '.join(plans_in(folder)) or 'none'}; "
             "run nnssl_plan_and_preprocess first"
         )
     return folder, load_json(file)
@@ -148,7 +155,21 @@ def _options(arguments: argparse.Namespace) -> RunOptions:
     if not any(starts) and not (arguments.c or arguments.val):
         raise ValueError("give -pretrained_weights FILE, or one of the controls --random_frozen and --from_scratch")
     mode = ("pretrained", "random_frozen", "scratch")[starts.index(True) if any(starts) else 0]
-    return RunOptions(mode, arguments.run, arguments.num_labelled, arguments.seed, tuple(arguments.set))
+    allowed = tuple(word for word in ("overlap", "partial", "intensity") if getattr(arguments, f"allow_{word}"))
+    seed = arguments.seed or 0
+    return RunOptions(mode, arguments.run, arguments.num_labelled, seed, tuple(arguments.set), allowed)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user asked for, in the words of a run's record; None where a flag was left out."""
+    weights = arguments.pretrained_weights
+    started = weights is not None or arguments.random_frozen or arguments.from_scratch
+    return {
+        "mode": _options(arguments).mode if started else None,
+        "weights_sha256": sha256(weights) if weights is not None else None,
+        "num_labelled": arguments.num_labelled,
+        "seed": arguments.seed,
+    }
 
 
 def _encoder(arguments: argparse.Namespace, plans: dict[str, Any]) -> tuple[EncoderFile, torch.nn.Module]:
@@ -169,16 +190,17 @@ def _encoder(arguments: argparse.Namespace, plans: dict[str, Any]) -> tuple[Enco
 def _check_cases(
     folder: Path, plans: dict[str, Any], arguments: argparse.Namespace, *, fold: int | str, file: EncoderFile | None
 ) -> None:
-    """Fold, number of labelled cases, and overlap with pretraining, before anything is written."""
+    """Stored volumes, fold, number of labelled cases, and overlap with pretraining, before anything is written."""
     stored = folder / plans["configurations"][arguments.configuration]["data_identifier"]
     cases = stored_cases(stored)
     if not cases:
         raise FileNotFoundError(f"{stored}: no preprocessed cases; run nnssl_plan_and_preprocess -d {folder.name}")
+    check_stamp(folder, plans, arguments.configuration)
     if set(load_json(folder / "dataset.json")["labels"]) == {"background"}:
         raise ValueError(f"{folder.name} has no labels to train on; give a labelled data set, or use nnssl_pretrain")
     train, validation = cases_of_fold(splits_for(folder, cases), fold)
     if arguments.num_labelled is not None:
-        labelled_subset(train, arguments.num_labelled, arguments.seed)
+        labelled_subset(train, arguments.num_labelled, arguments.seed or 0)
     if file is not None and fold != "all" and not arguments.allow_overlap:
         print(check_overlap(file, folder.name, validation, fold))
 

@@ -17,6 +17,7 @@ from nnssl.config import from_dict
 from nnssl.data.fingerprint import load_fingerprint
 from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.data.parallel import map_cases
+from nnssl.data.stamp import remove_stamp, write_stamp
 from nnssl.dataset_conversion.raw_dataset import Case
 from nnssl.encoders.base import IntensityRange
 from nnssl.paths import load_json, preprocessed_folder
@@ -120,8 +121,8 @@ class NnsslPreprocessor(DefaultPreprocessor):
     ) -> dict[str, str]:
         """Preprocess all usable cases of one configuration.
 
-        Cases that the fingerprint found bad are left out. Volumes of an earlier run are removed first: they may follow
-        another plan.
+        Cases that the fingerprint found bad are left out. Volumes of an earlier run and their stamp are removed first:
+        they may follow another plan. A new stamp is written when all cases were tried.
 
         Returns:
             Cases that failed, with one line each; the others are stored.
@@ -130,6 +131,7 @@ class NnsslPreprocessor(DefaultPreprocessor):
         plans = load_json(preprocessed_folder() / raw.name / f"{plans_identifier}.json")
         job = _Job(NnsslPlansManager(plans), configuration_name, raw)
         output = preprocessed_folder() / raw.name / job.configuration.data_identifier
+        remove_stamp(output.parent, plans, configuration_name)
         if output.is_dir():
             shutil.rmtree(output)
         output.mkdir(parents=True)
@@ -137,6 +139,7 @@ class NnsslPreprocessor(DefaultPreprocessor):
         title = f"preprocess {raw.name} {configuration_name}"
         outcomes = map_cases(self.run_case_save, calls, processes=num_processes, title=title)
         shutil.rmtree(output / ".partial", ignore_errors=True)
+        write_stamp(output.parent, plans, configuration_name)
         return outcomes.failures
 
     @staticmethod

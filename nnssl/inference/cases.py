@@ -10,7 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from nnssl.dataset_conversion.raw_dataset import Case, check_case
+from nnssl.inference.output_folder import begin, check_output, finish, pending
 from nnssl.inference.predictor import NnsslPredictor
+from nnssl.paths import save_json
 
 
 def input_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Case]:
@@ -41,12 +43,6 @@ def sound_cases(cases: Sequence[Case], dataset_json: Mapping[str, Any]) -> tuple
     return sound, [line for lines in problems.values() for line in lines]
 
 
-def unpredicted(cases: Sequence[Case], output: Path, ending: str, with_probabilities: bool) -> list[Case]:
-    """The cases whose label map (and probabilities) are not in the output folder yet."""
-    wanted = (ending, ".npz") if with_probabilities else (ending,)
-    return [case for case in cases if not all((output / f"{case.identifier}{suffix}").is_file() for suffix in wanted)]
-
-
 def predict_cases(
     predictor: NnsslPredictor,
     cases: Sequence[Case],
@@ -57,33 +53,40 @@ def predict_cases(
 ) -> list[str]:
     """Predict into `output`; one case that fails does not stop the others.
 
+    A label map of an earlier run stays until the new one replaces it; a case that fails is left without one.
+
     Args:
         probabilities: also save CASE.npz with the class probabilities.
         workers: processes for preprocessing and for export; (0, 0): everything in this process.
 
     Returns:
         One line per case that failed.
+
+    Raises:
+        ValueError: `output` holds label maps of these cases that are no predictions.
     """
-    output.mkdir(parents=True, exist_ok=True)
     ending = _ending(predictor.dataset_json)
-    for case in cases:  # an old map must not pass for a new one
-        (output / f"{case.identifier}{ending}").unlink(missing_ok=True)
+    check_output(output, cases, ending)
+    partial = begin(cases, output, ending)
+    save_json(predictor.plans_manager.plans, output / "plans.json")
+    save_json(predictor.dataset_json, output / "dataset.json")
     if min(workers) > 0 and cases:
-        _predict_in_workers(predictor, cases, output, probabilities=probabilities, workers=workers)
+        _predict_in_workers(predictor, cases, partial, probabilities=probabilities, workers=workers)
     failures = []
-    for case in unpredicted(cases, output, ending, probabilities):
+    for case in pending(cases, output):
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net counts its one case in four lines
-                predictor.predict_from_files_sequential(*_as_lists([case], output), save_probabilities=probabilities)
+                predictor.predict_from_files_sequential(*_as_lists([case], partial), save_probabilities=probabilities)
         except Exception as error:
-            failures.append(f"case {case.identifier}: prediction failed: {' '.join(str(error).split())}")
+            failures.append(f"case {case.identifier}: prediction failed: {_reason(error)}")
+    finish(cases, output, ending)
     return failures
 
 
 def _predict_in_workers(
     predictor: NnsslPredictor, cases: Sequence[Case], output: Path, *, probabilities: bool, workers: tuple[int, int]
 ) -> None:
-    """nnU-Net's parallel road; when a worker dies, what is missing is left to the sequential road."""
+    """nnU-Net's parallel road; when a worker dies or fails, what is missing is left to the sequential road."""
     try:
         predictor.predict_from_files(
             *_as_lists(cases, output),
@@ -91,8 +94,12 @@ def _predict_in_workers(
             num_processes_preprocessing=workers[0],
             num_processes_segmentation_export=workers[1],
         )
-    except RuntimeError as error:
-        print(f"a worker process failed ({' '.join(str(error).split())}); going on case by case")
+    except Exception as error:  # of one case: the pool ends with it, the other cases do not
+        print(f"a worker process failed ({_reason(error)}); going on case by case")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _as_lists(cases: Sequence[Case], output: Path) -> tuple[list[list[str]], list[str]]:

@@ -1,10 +1,12 @@
 """Reading a fine-tuned checkpoint without running any Python object that it may hold."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 KEYS = ("network_weights", "optimizer_state", "logging", "current_epoch", "init_args", "trainer_name")
 
@@ -30,3 +32,20 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if missing:
         raise ValueError(f"loading checkpoint {path}: {', '.join(missing)} missing; give a checkpoint of nnssl_train")
     return checkpoint
+
+
+def load_network(network: nn.Module, weights: Mapping[str, Tensor], *, where: str, advice: str) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    Args:
+        where: begins the message: what was being loaded.
+        advice: ends the message: what to do.
+
+    Raises:
+        ValueError: the weights are of another network, as when labels or plans were changed after training.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0] or str(error)
+        raise ValueError(f"{where}: the checkpoint does not fit the plans and labels ({reason}); {advice}") from error

@@ -9,8 +9,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from nnssl.data.preprocessing import NnsslPlansManager
-from nnssl.inference.checkpoint import read_checkpoint
+from nnssl.inference.checkpoint import load_network, read_checkpoint
+from nnssl.inference.output_folder import PublishingPlans
 from nnssl.paths import load_json
 
 OUR_NETWORKS = "nnssl.networks."  # the only classes that a plans file may name
@@ -45,7 +45,7 @@ class NnsslPredictor(nnUNetPredictor):
         plans, dataset_json = read_model_folder(folder)
         folds = use_folds or available_folds(folder, checkpoint_name)
         checkpoints = [read_checkpoint(folder / f"fold_{fold}" / checkpoint_name) for fold in folds]
-        manager = NnsslPlansManager(plans)
+        manager = PublishingPlans(plans, dataset_json["file_ending"])
         configuration = manager.get_configuration(checkpoints[0]["init_args"]["configuration"])
         _check_network_name(folder, configuration.network_arch_class_name)
         network = nnUNetTrainer.build_network_architecture(
@@ -101,8 +101,4 @@ def _check_network_name(folder: Path, name: str) -> None:
 def _load(network: torch.nn.Module, parameters: Sequence[dict[str, torch.Tensor]], folder: Path) -> None:
     """Load every fold once, the first last, so that a fold that does not fit is found before any prediction."""
     for weights in reversed(parameters):
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[2].strip().partition("\n")[0] or str(error)
-            raise ValueError(f"model folder {folder}: a checkpoint does not fit its plans.json ({reason})") from error
+        load_network(network, weights, where=f"model folder {folder}", advice="restore its plans.json and dataset.json")

@@ -43,8 +43,8 @@ class SelfAttention(nn.Module):
 def layer_scale_init(depth: int) -> float:
     """Initial LayerScale of all blocks: 0.1 up to 18 blocks, 1e-5 for deeper ones (CaiT, arXiv:2103.17239, sec. 2).
 
-    3DINO and DINOv2 use 1e-5 at every depth; 3DINO's ViT-L (24 blocks) gets the same here. With 1e-5 the class tokens of
-    all images are equal at first, so that the teacher's targets are uniform, and short runs of shallow ViTs stay there.
+    3DINO and DINOv2 use 1e-5 at every depth; 3DINO's ViT-L (24 blocks) gets the same here. With 1e-5 the class tokens
+    of all images are equal at first, so that the teacher's targets are uniform; short runs of shallow ViTs stay there.
     """
     return SHALLOW_SCALE_INIT if depth <= SHALLOW_DEPTH else LAYER_SCALE_INIT
 

@@ -6,6 +6,7 @@ import pytest
 import SimpleITK
 
 from nnssl.commands.plan_and_preprocess import choose_encoder, command, main, read_intensity
+from nnssl.data.stamp import check_stamp
 from nnssl.encoders import build_encoder
 from nnssl.encoders.base import IntensityRange
 from nnssl.geometry import centres_inside
@@ -74,6 +75,36 @@ def test_bad_input_is_one_line_and_exit_code_two(
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+def test_stock_plans_and_volumes_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=1)
+    folder = tmp_path / "nnUNet_preprocessed/Dataset901_Blob"
+    (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
+    (folder / "nnUNetPlans_3d_fullres/case.b2nd").touch()
+    (folder / "nnUNetPlans.json").write_text('{"configurations": {}}')
+    assert main(["-d", "901", "-e", "vit_tiny_8", "-np", "1", "-plans_name", "nnUNetPlans"]) == 2
+    assert "give another -plans_name" in capsys.readouterr().err
+    assert (folder / "nnUNetPlans.json").read_text() == '{"configurations": {}}'
+    assert (folder / "nnUNetPlans_3d_fullres/case.b2nd").is_file()
+    assert not (folder / "dataset_fingerprint.json").exists()
+
+
+def test_planning_again_for_one_configuration_refuses_the_volumes_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=2)
+    words = ["-d", "901", "-e", "vit_tiny_8", "-np", "1"]
+    folder = tmp_path / "nnUNet_preprocessed/Dataset901_Blob"
+    assert main(words) == 0
+    again = [*words, "-c", "pretrain", "-overwrite_target_spacing", "2", "2", "2"]
+    assert main(again) == 0
+    plans = load_json(folder / "nnsslPlans_vit_tiny_8.json")
+    check_stamp(folder, plans, "pretrain")
+    with pytest.raises(ValueError, match=r"spacing was .* and is now \[2\.0, 2\.0, 2\.0\]"):
+        check_stamp(folder, plans, "3d_fullres")
 
 
 def test_a_missing_environment_folder_is_named(

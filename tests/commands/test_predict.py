@@ -1,10 +1,12 @@
 """nnssl_predict agrees with stock nnU-Net, follows the anatomy and not the file's axes, and survives bad scans."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnssl.commands.plan_and_preprocess import main as plan_main
 from nnssl.commands.predict import main
 from nnssl.commands.train import main as train_main
+from nnssl.inference.cases import input_cases, predict_cases
+from nnssl.inference.predictor import NnsslPredictor
 from tests.toy_dataset import NAME, PLANS, set_environment, write_preprocessed, write_raw
 
 MODEL = f"FrozenEncoderTrainer__{PLANS}__3d_fullres"
@@ -110,6 +114,51 @@ def test_continue_leaves_predicted_cases_alone_and_probabilities_are_saved(envir
     assert predict(source, tmp_path / "out", "-f", "0", "--disable_tta", "--continue_prediction") == 0
     assert (tmp_path / "out" / "toy_001.nii.gz").is_file()
     assert (tmp_path / "out" / "toy_000.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_map_of_a_killed_prediction_is_made_again(environment: Path, tmp_path: Path) -> None:
+    source = scans(environment, tmp_path / "in")
+    partial = tmp_path / "out" / ".partial"
+    partial.mkdir(parents=True)
+    (partial / "toy_000.nii.gz").write_bytes(b"half")
+    (partial / "toy_000.pending").touch()
+    assert predict(source, tmp_path / "out", "-f", "0", "--disable_tta", "--continue_prediction") == 0
+    assert label_map(tmp_path / "out" / "toy_000.nii.gz").shape == (16, 24, 22)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset.json",
+        "plans.json",
+        "toy_000.nii.gz",
+    ]
+
+
+def test_reference_labels_given_as_output_stay_as_they_are(
+    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = scans(environment, tmp_path / "in")
+    labels = tmp_path / "labelsTr"
+    shutil.copytree(environment / "nnUNet_raw" / NAME / "labelsTr", labels)
+    before = {path.name: path.read_bytes() for path in labels.iterdir()}
+    assert predict(source, labels, "-f", "0", "--disable_tta") == 2
+    assert "label maps that nnssl_predict did not write" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in labels.iterdir()} == before
+
+
+class _FullDiskInWorkers(NnsslPredictor):
+    """nnU-Net's parallel road ends in what result.get() raises when a worker finds the disk full."""
+
+    def predict_from_files(self, *words: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+
+def test_an_error_of_one_case_does_not_stop_the_others(environment: Path, tmp_path: Path) -> None:
+    source = scans(environment, tmp_path / "in", cases=2)
+    (source / "toy_000_0000.nii.gz").write_bytes(b"no scan")
+    predictor = _FullDiskInWorkers(torch.device("cpu"), mirroring=False, progress=False)
+    predictor.initialize_from_trained_model_folder(str(environment / "nnUNet_results" / NAME / MODEL), [0])
+    cases = input_cases(source, predictor.dataset_json)
+    failures = predict_cases(predictor, cases, tmp_path / "out", workers=(1, 1))
+    assert len(failures) == 1 and failures[0].startswith("case toy_000: prediction failed: ")
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["toy_001.nii.gz"]
 
 
 @pytest.mark.parametrize(

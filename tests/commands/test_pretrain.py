@@ -13,6 +13,7 @@ import pytest
 
 from nnssl.commands import plan_and_preprocess, pretrain
 from nnssl.config import to_dict
+from nnssl.data.stamp import write_stamp
 from nnssl.encoders.base import IntensityRange
 from nnssl.recipe import PretrainRecipe
 from nnssl.weights.encoder_file import read_weights
@@ -58,6 +59,7 @@ def add_dataset(root: Path, name: str, cases: Sequence[str], labelled: bool = Tr
         if labelled:
             (folder / "gt_segmentations").mkdir(exist_ok=True)
             (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+    write_stamp(folder, plans(**changes), "pretrain")
     return folder
 
 
@@ -193,6 +195,35 @@ def test_missing_volumes_name_the_command_that_makes_them(root: Path, capsys: py
     for file in (root / "preprocessed/Dataset901_Labelled" / f"{PLANS}_pretrain").iterdir():
         file.unlink()
     assert "nnssl_plan_and_preprocess -d 901 -e vit_tiny_8 -c pretrain" in refusal(capsys, "901", "-p", PLANS)
+
+
+def test_volumes_of_another_plan_are_refused_with_the_difference(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = root / "preprocessed/Dataset901_Labelled"
+    (folder / f"{PLANS}.json").write_text(json.dumps(plans(spacing=[1.0, 1.0, 2.0])))  # planned again with --no_pp
+    line = refusal(capsys, "901", "-p", PLANS)
+    assert "spacing was [1.0, 1.0, 1.0] and is now [1.0, 1.0, 2.0]" in line
+    assert "nnssl_plan_and_preprocess -d 901 -e vit_tiny_8 -c pretrain again" in line
+
+
+def test_volumes_of_an_unfinished_preprocessing_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "preprocessed/Dataset901_Labelled" / f"{PLANS}_pretrain.stamp.json").unlink()
+    assert "preprocessing did not finish" in refusal(capsys, "901", "-p", PLANS)
+
+
+def test_a_stamp_is_not_listed_as_a_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"there are: {PLANS};" in refusal(capsys, "901", "-p", "nix")
+
+
+def test_a_validation_case_that_fine_tuning_lacks_for_now_stays_held_out(root: Path) -> None:
+    folder, cases = root / "preprocessed/Dataset901_Labelled", [f"SECRETNAME_v1.{number}" for number in range(7)]
+    (folder / "splits_final.json").write_text(json.dumps([{"train": cases[2:], "val": cases[:2]}]))
+    (folder / f"{PLANS}_3d_fullres").mkdir()
+    for case in cases[1:]:  # case 0 failed in the preprocessing of 3d_fullres
+        (folder / f"{PLANS}_3d_fullres" / f"{case}.b2nd").touch()
+    (stored,) = pretrain.folders_of(pretrain.read_plan([folder.name], PLANS), 0)
+    assert stored.cases == cases[2:]
 
 
 def test_a_damaged_volume_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnssl.data.fingerprint import fingerprint
 from nnssl.data.intake import open_dataset
 from nnssl.data.preprocessing import NnsslPlansManager, NnsslPreprocessor, copy_labels, usable_cases
+from nnssl.data.stamp import check_stamp
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import IntensityRange
 from nnssl.planners.encoder_planner import EncoderPlanner
@@ -121,6 +122,24 @@ def test_volumes_of_an_earlier_plan_do_not_stay(tmp_path: Path, monkeypatch: pyt
     (output / "old.b2nd").write_bytes(b"")
     NnsslPreprocessor().run(901, "3d_fullres", PLANS, 1)
     assert not (output / "old.b2nd").exists()
+
+
+def test_a_run_that_does_not_finish_leaves_no_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=2)
+    plans, folder = plan("Dataset901_Blob"), tmp_path / "nnUNet_preprocessed/Dataset901_Blob"
+    NnsslPreprocessor().run(901, "3d_fullres", PLANS, 1)
+    check_stamp(folder, plans, "3d_fullres")
+    with pytest.raises(ValueError, match="preprocessing did not finish"):
+        check_stamp(folder, plans, "pretrain")
+
+    def interrupted(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_save", interrupted)  # Ctrl-C in the first case
+    with pytest.raises(KeyboardInterrupt):
+        NnsslPreprocessor().run(901, "3d_fullres", PLANS, 1)
+    with pytest.raises(ValueError, match="preprocessing did not finish"):
+        check_stamp(folder, plans, "3d_fullres")
 
 
 def test_unlabelled_cases_of_a_labelled_set_serve_pretraining_only(

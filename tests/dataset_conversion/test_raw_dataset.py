@@ -224,6 +224,13 @@ def test_names_that_do_not_belong_together_are_all_listed(raw: Path) -> None:
         ({"labels": {"background": 0, "x": [0, 1]}}, "0 is the background"),
         ({"labels": {"background": 0, "ignore": 1, "x": 2}}, "highest value, here 2"),
         ({"labels": {"background": 0, "x": [1, 2], "y": [2]}}, "regions_class_order must list 2 values"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": [2]}, "regions_class_order": [1, 3]}, "holds [3]; allowed are"),
+        ({"labels": {"background": 0, "x": [1, 2], "y": [2]}, "regions_class_order": [0, "2"]}, "holds [0, '2']"),
+        ({"labels": REGIONS, "regions_class_order": [1, 3]}, "holds [3]; allowed are the label values [1, 2]"),
+        ({"dataset": ["a"]}, "'dataset' must map each case to {'images': [paths], 'label': path}, got list"),
+        ({"dataset": {"a": {"images": [7]}}}, "'dataset' entry 'a' must be {'images': [paths]"),
+        ({"dataset": {"a": {"images": [], "label": 7}}}, "'dataset' entry 'a' must be"),
+        ({"dataset": {"a": "imagesTr/a_0000.nii.gz"}}, "'dataset' entry 'a' must be"),
         ({"numTraining": "3"}, "numTraining is '3'"),
     ],
 )
@@ -234,6 +241,44 @@ def test_wrong_dataset_json_is_refused_in_one_line(raw: Path, change: dict, word
         load_dataset_json(raw)
     assert words in str(caught.value)
     assert any(words in problem for problem in check_raw_dataset(raw, workers=1))
+
+
+def test_bad_entries_of_a_section_are_listed_together_with_the_scans_of_the_good_ones(raw: Path) -> None:
+    good = {"images": [f"imagesTr/a_{channel:04d}.nii.gz" for channel in range(2)], "label": "labelsTr/a.nii.gz"}
+    section = {"a": good, "b": {"images": "imagesTr/b_0000.nii.gz"}, "c": None}
+    save_json({**load_json(raw / "dataset.json"), "dataset": section}, raw / "dataset.json")
+    save(raw / "imagesTr" / "a_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    save(raw / "imagesTs" / "t_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    problems = check_raw_dataset(raw, workers=1)
+    assert ["entry 'b'" in problems[0], "entry 'c'" in problems[1]] == [True, True]
+    assert ["a_0000.nii.gz" in problems[2], "t_0000.nii.gz" in problems[3]] == [True, True]
+    assert len(problems) == 4
+    with pytest.raises(ValueError, match=r"entry 'b'.*entry 'c'"):
+        list_cases(raw, load_json(raw / "dataset.json"))
+
+
+def test_a_section_that_is_a_list_does_not_hide_the_test_scans(raw: Path) -> None:
+    save_json({**load_json(raw / "dataset.json"), "dataset": [{"images": []}]}, raw / "dataset.json")
+    save(raw / "imagesTs" / "t_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    problems = check_raw_dataset(raw, workers=1)
+    assert len(problems) == 2
+    assert "got list" in problems[0] and "t_0000.nii.gz" in problems[1]
+
+
+def test_test_scans_named_against_the_rule_do_not_hide_other_problems(raw: Path) -> None:
+    for channel in range(2):
+        (raw / "imagesTs" / f"t_{channel:04d}.nii.gz").rename(raw / "imagesTs" / f"t{channel}.nii.gz")
+    save(raw / "imagesTr" / "a_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    problems = check_raw_dataset(raw, workers=1)
+    names = [Path(problem.partition(":")[0]).name for problem in problems]
+    assert names == ["t0.nii.gz", "t1.nii.gz", "a_0000.nii.gz"]
+
+
+def test_missing_training_scans_do_not_hide_problems_of_test_scans(raw: Path) -> None:
+    shutil.rmtree(raw / "imagesTr")
+    save(raw / "imagesTs" / "t_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    problems = check_raw_dataset(raw, workers=1)
+    assert ["imagesTr: no image" in problems[0], "t_0000.nii.gz" in problems[1], len(problems)] == [True, True, 2]
 
 
 def test_wrong_count_and_bad_scan_are_listed_together(raw: Path) -> None:

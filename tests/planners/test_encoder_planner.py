@@ -117,7 +117,9 @@ def test_spacing_given_in_nnunets_order_is_stored_in_ours(tmp_path: Path, monkey
     assert planned.determine_fullres_target_spacing().tolist() == [2.0, 1.5, 1.0]
 
 
-@pytest.mark.parametrize("name", ["a__b", "a/b", "dataset"])
+@pytest.mark.parametrize(
+    "name", ["a__b", "a/b", "dataset", "dataset_fingerprint", "nnssl_fingerprint", "splits_final", "a.stamp"]
+)
 def test_plans_names_that_break_folder_names_are_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +127,17 @@ def test_plans_names_that_break_folder_names_are_refused(
     fingerprint(open_dataset(901), processes=1)
     with pytest.raises(ValueError, match="plans name"):
         EncoderPlanner(901, plans_name=name)
+
+
+def test_plans_of_another_planner_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=1)
+    fingerprint(open_dataset(901), processes=1)
+    file = tmp_path / "nnUNet_preprocessed/Dataset901_Blob/nnUNetPlans.json"
+    file.write_text('{"plans_name": "nnUNetPlans", "configurations": {}}')
+    with pytest.raises(ValueError, match=r"'nnUNetPlans'.* no plan of nnssl"):
+        EncoderPlanner(901, plans_name="nnUNetPlans")
+    for _ in range(2):  # our own file is replaced
+        EncoderPlanner(901, plans_name="mine", spec=encoder_spec("vit_tiny_8")).plan_experiment()
 
 
 def test_planning_without_a_fingerprint_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

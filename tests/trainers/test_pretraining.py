@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.data.seeds import generator_at
+from nnssl.networks.precision import has_fast_bf16
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint
 from nnssl.trainers.pretrain_log import RunLog
@@ -181,6 +182,19 @@ def test_bfloat16_is_chosen_only_where_the_hardware_has_it() -> None:
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     expected = torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else None
     assert autocast_dtype(CPU) == expected
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_fast_bf16.cache_clear()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *words, **more: True)  # PyTorch counts emulation
+    try:
+        for capability, expected in (((7, 5), None), ((8, 0), torch.bfloat16)):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *words, found=capability: found)
+            assert autocast_dtype(torch.device("cuda")) == expected
+            has_fast_bf16.cache_clear()
+    finally:
+        has_fast_bf16.cache_clear()
 
 
 def test_the_loop_needs_no_nnunet() -> None:

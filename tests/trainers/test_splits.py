@@ -63,9 +63,34 @@ def test_only_clear_names_name_a_patient() -> None:
     assert list(patients_of(names, {}).values()) == expected
 
 
-def test_a_split_file_that_names_unknown_cases_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["ghost"]}]))
-    with pytest.raises(ValueError, match="'ghost'"):
+@pytest.mark.parametrize(
+    ("train", "val", "words"), [(["a"], ["ghost"], "no validation case"), (["ghost"], ["a"], "no training case")]
+)
+def test_a_fold_without_a_preprocessed_case_is_refused(
+    tmp_path: Path, train: list[str], val: list[str], words: str
+) -> None:
+    folds = [{"train": ["a"], "val": ["b"]}, {"train": train, "val": val}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match=f"fold 1 has {words} left; not preprocessed: 'ghost'"):
+        splits_for(tmp_path, ["a", "b"])
+
+
+def test_a_case_that_preprocessing_left_out_is_left_out_of_the_folds_with_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folds = [{"train": ["a", "ghost", "b"], "val": ["c"]}, {"train": ["c"], "val": ["b", "spirit", "a"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    with caplog.at_level(logging.WARNING):
+        splits = splits_for(tmp_path, ["a", "b", "c"])
+    assert splits == [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["b", "a"]}]
+    assert "2 case(s) are not preprocessed and left out: ghost, spirit" in caplog.text
+    assert json.loads((tmp_path / "splits_final.json").read_text()) == folds
+
+
+@pytest.mark.parametrize("folds", [{}, [{"train": ["a"]}], [{"train": ["a"], "val": "b"}], [{"train": [1], "val": []}]])
+def test_a_split_file_of_another_form_is_refused(tmp_path: Path, folds: object) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match="expected a list of"):
         splits_for(tmp_path, ["a", "b"])
 
 
