@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def _header_of(file: Any) -> EncoderHeader | None:
 def _read_torch(path: Path) -> Any:
     """Tensors and plain containers of a PyTorch file; other objects are refused, not built."""
     try:
-        with path.open("rb") as file:  # given a path, newer versions go by its suffix
+        with path.open("rb") as file, warnings.catch_warnings():  # given a path, newer versions go by its suffix
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol; the error says what is wrong
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global:?|function|class)\s+`?([\w.]+)`?", str(error))
