@@ -68,11 +68,13 @@ for case in json.loads((work / "nnUNet_preprocessed/Dataset004_Hippocampus/split
             link.symlink_to(source)
 PY
 }
-evaluate() {
-    for name in frozen random scratch stock; do
-        timed "evaluate_$name" nnssl_evaluate -ref "$WORK/validation/labels" -pred "$WORK/predictions_$name" \
-            -pred2 "$WORK/predictions_frozen" -images "$WORK/validation/images" -o "$WORK/evaluation_$name"
-        cat "$WORK/train_$name.log" | grep -i "training took" || true
+evaluate() { # each run, and each control compared with the frozen pretrained encoder case by case
+    local common=(-ref "$WORK/validation/labels" -images "$WORK/validation/images")
+    timed evaluate_frozen nnssl_evaluate "${common[@]}" -pred "$WORK/predictions_frozen" -o "$WORK/evaluation_frozen"
+    for name in random scratch stock; do
+        timed "evaluate_$name" nnssl_evaluate "${common[@]}" -pred "$WORK/predictions_frozen" \
+            -pred2 "$WORK/predictions_$name" -o "$WORK/evaluation_$name"
+        cat "$WORK/evaluation_$name/evaluation.md"
     done
 }
 
