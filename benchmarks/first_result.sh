@@ -38,8 +38,7 @@ random() { train random --random_frozen; }
 scratch() { train scratch --from_scratch; }
 stock() {
     export nnUNet_preprocessed=$WORK/stock_preprocessed nnUNet_extTrainer=$here/stock_trainer NNSSL_STOCK_MINUTES=$MINUTES
-    [ "${nnUNet_n_proc_DA}" != 0 ] || export nnUNet_n_proc_DA=1
-    timed stock_plan nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres --verify_dataset_integrity
+    nnUNet_n_proc_DA=1 timed stock_plan nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres --verify_dataset_integrity
     python - "$WORK" <<'PY'
 import json, sys
 from pathlib import Path

@@ -17,8 +17,8 @@ class nnUNetTrainerMinutes(nnUNetTrainer):  # noqa: N801 - nnU-Net's naming of t
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.budget_s = 60 * float(os.environ["NNSSL_STOCK_MINUTES"])
-        self.num_iterations_per_epoch = 50
-        self.num_val_iterations_per_epoch = 5
+        self.num_iterations_per_epoch = 10
+        self.num_val_iterations_per_epoch = 1
         self.save_every = 10**9
         self.started = time.monotonic()
 
@@ -41,5 +41,5 @@ class nnUNetTrainerMinutes(nnUNetTrainer):  # noqa: N801 - nnU-Net's naming of t
                 steps = range(self.num_val_iterations_per_epoch)
                 self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val)) for _ in steps])
             self.on_epoch_end()
-        print(f"training took {time.monotonic() - self.started:.0f} s, {self.current_epoch} epochs of 50 iterations")
+        print(f"training took {time.monotonic() - self.started:.0f} s, {self.current_epoch} epochs of 10 iterations")
         self.on_train_end()
