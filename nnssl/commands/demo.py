@@ -206,6 +206,7 @@ def _show(road: Road, seconds: float) -> None:
         rows.append([title, *cells, f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"])
     print(f"\nDice on {len(runs[0]['cases'])} validation cases that neither training nor pretraining has seen")
     print("\n".join(_table(rows)))
+    print("A pretraining of minutes is not expected to beat random weights; this shows that every station works.")
     results = road.output / "nnUNet_results"
     print(f"\n{seconds / 60:.1f} minutes. Files:")
     for path in [
