@@ -6,11 +6,12 @@ The three components of every point and offset are ordered (Z, Y, X), the order 
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from nnssl.layers.position import full_precision
 
 Grid = tuple[int, int, int]  # cells along X, Y, Z
 
@@ -94,7 +95,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, centres: Tensor, feature: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(B, Q, query_dim) from queries at `centres` (Q, 3; see cell_centres) and (B, N, feature_dim) on `grids`."""
         value = self.value_proj(feature).unflatten(-1, (HEADS, -1))
-        with _full_precision(query.device):
+        with full_precision(query.device):  # bfloat16 would move points by hundredths of a voxel
             locations, weights = self._points(query.float(), centres, grids)
             sampled = sample_points(value.float(), grids, locations, weights)
         return self.output_proj(sampled)
@@ -106,8 +107,3 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (HEADS, self.levels, POINTS, 3))
         weights = self.attention_weights(query).unflatten(-1, (HEADS, self.levels * POINTS)).softmax(-1)
         return centres[:, None, None, None] + offsets / lengths, weights.unflatten(-1, (self.levels, POINTS))
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off: bfloat16 would move points by hundredths of a voxel. The meta device has no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -32,7 +32,7 @@ def resample_positions(table: Tensor, stored: Sequence[int], grid: Sequence[int]
     if tuple(stored) == tuple(grid):
         return table
     cells = table.reshape(*stored, table.shape[-1]).float()
-    with _full_precision(table.device):
+    with full_precision(table.device):
         for axis, (old, new) in enumerate(zip(stored, grid, strict=True)):
             if old == new and rule != "scale_factor_every_axis":
                 continue
@@ -58,7 +58,7 @@ def interpolation_matrix(old: int, new: int, factor: float, *, device: torch.dev
     return (lower[:, None] == columns) * (1 - weight) + (upper[:, None] == columns) * weight
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Switch autocast off; devices that have none (meta, in older versions mps) refuse even that."""
     try:
         return torch.autocast(device.type, enabled=False)
