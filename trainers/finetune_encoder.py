@@ -7,12 +7,11 @@ from typing import Any
 
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnssl.encoders import build_encoder
 from nnssl.encoders.base import Encoder
 from nnssl.trainers.finetune_run import EncoderFile, check_encoder_file
 from nnssl.trainers.frozen_encoder import FrozenEncoderTrainer
 from nnssl.weights.encoder_file import Weights, read_weights, sha256
-from nnssl.weights.identify import identify
+from nnssl.weights.identify import Identity, identify
 from nnssl.weights.load import load_weights
 
 
@@ -33,10 +32,10 @@ def load_for_plans(
             f"-pretrained_weights {path}: no such file; give the encoder.safetensors of a pretraining"
         )
     weights = read_weights(path)
-    name, crop = _identified(path, weights)
-    file = EncoderFile(path.name, sha256(path), name, crop, weights.header)
+    found = _identified(path, weights)
+    file = EncoderFile(path.name, sha256(path), found.encoder, found.native_crop, weights.header, found.options)
     check_encoder_file(plans, file, allow_intensity)
-    encoder = build_encoder(name, native_crop=crop)
+    encoder = found.build()
     try:
         report = load_weights(encoder, weights, allow_partial=allow_partial)
     except ValueError as error:
@@ -44,7 +43,7 @@ def load_for_plans(
     return replace(file, loaded=f"{report.loaded} of {report.total}"), encoder, report.summary()
 
 
-def _identified(path: Path, weights: Weights) -> tuple[str, tuple[int, int, int]]:
+def _identified(path: Path, weights: Weights) -> Identity:
     try:
         return identify(weights)
     except ValueError as error:

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class EncoderFile:
     encoder: str  # a name of nnssl.encoders.ENCODERS
     native_crop: tuple[int, int, int]  # voxels, X Y Z
     header: EncoderHeader | None  # None: a foreign format
+    options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
     loaded: str | None = None  # tensors of the encoder that the file filled, "175 of 175"
 
 
@@ -88,6 +89,7 @@ def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions,
     if file is not None:
         arguments["native_crop"] = list(file.native_crop)
         section["native_crop"] = list(file.native_crop)
+        arguments["encoder_options"] = dict(file.options)
     section["run"] = {
         "mode": options.mode,
         "weights_file": file.name if file else None,

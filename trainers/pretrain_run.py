@@ -100,6 +100,7 @@ class EncoderWriter:
         header = EncoderHeader(
             encoder=plan.encoder,
             native_crop=encoder.spec.native_crop,
+            encoder_options=encoder.spec.options,
             intensity=plan.intensity,
             spacing_mm=plan.spacing_mm,
             orientation=plan.orientation,

@@ -102,18 +102,18 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
 
 def choose_encoder(arguments: argparse.Namespace) -> tuple[EncoderSpec, str]:
     """The encoder with its intensity range, and where that range comes from: flag, weights, preset, in this order."""
-    name, crop, intensity, source = arguments.e, None, None, "the encoder's preset"
+    name, crop, intensity, options, source = arguments.e, None, None, {}, "the encoder's preset"
     if arguments.pretrained_weights:
         weights = read_weights(arguments.pretrained_weights)
-        found, crop = identify(weights)
-        if name not in (None, found):
+        found = identify(weights)
+        if name not in (None, found.encoder):
             raise ValueError(
-                f"-e {name} does not fit -pretrained_weights, which hold {found}; leave -e out or correct it"
+                f"-e {name} does not fit -pretrained_weights, which hold {found.encoder}; leave -e out or correct it"
             )
-        name = found
-        if weights.header is not None:
-            intensity, source = weights.header.intensity, "what the weights were trained with"
-    spec = encoder_spec(name or DEFAULT_ENCODER, crop, intensity=intensity)
+        name, crop, options = found.encoder, found.native_crop, found.options
+        if found.intensity is not None:
+            intensity, source = found.intensity, "what the weights were trained with"
+    spec = encoder_spec(name or DEFAULT_ENCODER, crop, intensity=intensity, options=options)
     if arguments.intensity:
         return replace(spec, intensity=read_intensity(arguments.intensity, spec.intensity)), "-intensity"
     return spec, source

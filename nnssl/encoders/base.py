@@ -1,8 +1,9 @@
 """What every encoder is: facts about it (EncoderSpec), what it returns (Features), how it is called (Encoder)."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,14 +56,37 @@ class EncoderSpec:
     native_crop: tuple[int, int, int]  # crop of the pretraining (voxels, X Y Z)
     native_spacing: tuple[float, float, float] | None = None  # mm; None: trained without resampling
     intensity: IntensityRange = field(default_factory=IntensityRange)
+    family: str = "vit"  # "vit", "swin", "primus", "resenc"
+    depth: int = 0  # blocks in the order of the data: what "the last N" and "1/4 of the depth" count
+    token_stride: int = 0  # voxels per token of `Features.tokens` and of token masks; 0: strides[-1]
+    token_channels: int = 0  # width of these tokens; 0: channels[-1]
+    input_channels: int = 1  # image channels that enter together
+    maskable: bool = True  # whether tokens can be hidden
+    options: dict[str, Any] = field(
+        default_factory=dict, hash=False
+    )  # what differs from the table's line (JSON values)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_stride", self.token_stride or self.strides[-1])
+        object.__setattr__(self, "token_channels", self.token_channels or self.channels[-1])
+
+    @property
+    def is_pyramid(self) -> bool:
+        """Whether there are maps of several resolutions."""
+        return len(self.strides) > 1
+
+    def token_grid(self, crop: Sequence[int]) -> tuple[int, int, int]:
+        """Tokens along X, Y, Z of a crop in voxels."""
+        x, y, z = (side // self.token_stride for side in crop)
+        return x, y, z
 
 
 class Features(NamedTuple):
     """What an encoder returns for volumes (B, C, X, Y, Z)."""
 
     maps: list[Tensor]  # (B, channels[i], X/strides[i], Y/strides[i], Z/strides[i])
-    summary: Tensor  # (B, channels[-1]): class token, or mean of the last map
-    tokens: dict[str, Tensor]  # named extra taps
+    summary: Tensor  # (B, channels[-1]): class token, or mean of the last map's normalised cells
+    tokens: dict[str, Tensor]  # (B, N, token_channels) in raster order on the token grid; see `Encoder.forward`
 
 
 class Encoder(nn.Module, ABC):
@@ -75,9 +99,22 @@ class Encoder(nn.Module, ABC):
         """Encode volumes.
 
         Args:
-            volume: (B, 1, X, Y, Z) in `spec.intensity.encoder_range`; sides are multiples of `spec.crop_multiple`.
-            token_mask: (B, N) bool in raster order (Z fastest), True = the token is hidden from the encoder.
+            volume: (B, spec.input_channels, X, Y, Z) in `spec.intensity.encoder_range`; sides are multiples of
+                `spec.crop_multiple`.
+            token_mask: (B, N) bool in raster order (Z fastest) on the token grid, True = hidden from the encoder.
+
+        Returns:
+            Features whose `tokens` hold "patch" (the deepest tokens on the token grid, normalised) and "distill"
+            (what SMIT distils: a Swin's merge output of the third stage, elsewhere the same as "patch").
         """
+
+
+class TokenEncoder(Encoder):
+    """A plain transformer: one grid of tokens whose blocks can be tapped."""
+
+    @abstractmethod
+    def layer_maps(self, volume: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tensor]:
+        """Maps (B, channels[0], X/p, Y/p, Z/p) after the given blocks (0-based, ascending), finally normed or not."""
 
 
 def check_crop(spec: EncoderSpec, crop: tuple[int, ...]) -> None:

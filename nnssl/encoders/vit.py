@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange, check_crop
+from nnssl.encoders.base import EncoderSpec, Features, IntensityRange, TokenEncoder, check_crop
 from nnssl.layers.attention import INIT_STD, NORM_EPS, Block, init_linear, layer_scale_init
 from nnssl.layers.position import resample_positions
 
@@ -20,11 +20,23 @@ class ViTShape:
     heads: int
     patch: int  # voxels per side
     native_side: int  # voxels per side of the default native crop
+    input_channels: int = 1  # image channels that enter together; 3DINO: one at a time
 
-    def spec(self, name: str, native_crop: tuple[int, int, int] | None, intensity: IntensityRange) -> EncoderSpec:
+    def spec(
+        self, name: str, native_crop: tuple[int, int, int] | None, intensity: IntensityRange | None
+    ) -> EncoderSpec:
         """Facts about the transformer; the native crop fixes the size of its position table."""
         crop = native_crop or (self.native_side,) * 3
-        spec = EncoderSpec(name, (self.dim,), (self.patch,), self.patch, crop, intensity=intensity)
+        spec = EncoderSpec(
+            name,
+            (self.dim,),
+            (self.patch,),
+            self.patch,
+            crop,
+            intensity=intensity or IntensityRange(),
+            depth=self.depth,
+            input_channels=self.input_channels,
+        )
         check_crop(spec, crop)
         return spec
 
@@ -36,16 +48,16 @@ class ViTShape:
 class PatchEmbed(nn.Module):
     """One linear map per cubic patch, as a convolution whose kernel is its stride."""
 
-    def __init__(self, dim: int, patch: int) -> None:
+    def __init__(self, dim: int, patch: int, input_channels: int = 1) -> None:
         super().__init__()
-        self.proj = nn.Conv3d(1, dim, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv3d(input_channels, dim, kernel_size=patch, stride=patch)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(B, 1, X, Y, Z) -> (B, N, dim) in raster order, Z fastest."""
+        """(B, input_channels, X, Y, Z) -> (B, N, dim) in raster order, Z fastest."""
         return self.proj(volume).flatten(2).transpose(1, 2)
 
 
-class VisionTransformer(Encoder):
+class VisionTransformer(TokenEncoder):
     """ViT for volumes, with the parameter names of the published 3DINO weights (`blocks.<i>.attn.qkv.weight`).
 
     Any input whose sides are multiples of the patch is accepted; positions are resampled to its grid.
@@ -71,7 +83,7 @@ class VisionTransformer(Encoder):
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + cells, self.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
-        self.patch_embed = PatchEmbed(self.dim, self.patch)
+        self.patch_embed = PatchEmbed(self.dim, self.patch, spec.input_channels)
         scale = layer_scale_init(depth)
         self.blocks = nn.ModuleList(Block(self.dim, heads, drop_path=drop_path, scale=scale) for _ in range(depth))
         self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS)
@@ -81,13 +93,15 @@ class VisionTransformer(Encoder):
         """Encode volumes; the map and the class token have passed the final norm."""
         tokens = self.norm(self.run_blocks(self.embed(volume, token_mask), 0, self.depth))
         grid = self._grid_of(volume.shape[2:])
-        return Features(maps=[tokens[:, 1:].transpose(1, 2).unflatten(2, grid)], summary=tokens[:, 0], tokens={})
+        patches = tokens[:, 1:]
+        taps = {"patch": patches, "distill": patches}
+        return Features(maps=[patches.transpose(1, 2).unflatten(2, grid)], summary=tokens[:, 0], tokens=taps)
 
     def embed(self, volume: Tensor, token_mask: Tensor | None = None, position_rule: str = "scale_factor") -> Tensor:
         """Tokens before block 0: class token, then patches in raster order, with positions added.
 
         Args:
-            volume: (B, 1, X, Y, Z).
+            volume: (B, input_channels, X, Y, Z).
             token_mask: (B, N) bool, True = the patch is replaced by the mask token (before positions are added).
             position_rule: how positions reach another grid; see `resample_positions`.
 
@@ -129,6 +143,11 @@ class VisionTransformer(Encoder):
             taken.append((out[:, 1:], out[:, 0]))
         return taken
 
+    def layer_maps(self, volume: Tensor, blocks: Sequence[int], norm: bool = True) -> list[Tensor]:
+        """Maps of the patch tokens after the given blocks, ascending; see `intermediate`."""
+        grid = self._grid_of(volume.shape[2:])
+        return [patches.transpose(1, 2).unflatten(2, grid) for patches, _ in self.intermediate(volume, blocks, norm)]
+
     def attention(self, volume: Tensor, block: int = -1) -> Tensor:
         """Attention weights (B, heads, 1 + N, 1 + N) of one block; the default is the last one."""
         index = self._block_index(block)
@@ -146,10 +165,11 @@ class VisionTransformer(Encoder):
         return block % self.depth
 
     def _check_volume(self, volume: Tensor) -> None:
-        if volume.ndim != 5 or volume.shape[1] != 1:
+        channels = self.spec.input_channels
+        if volume.ndim != 5 or volume.shape[1] != channels:
             raise ValueError(
-                f"encoder {self.spec.name!r} reads volumes (B, 1, X, Y, Z), got shape {tuple(volume.shape)}; "
-                "encode one channel at a time"
+                f"encoder {self.spec.name!r} reads volumes (B, {channels}, X, Y, Z), got shape {tuple(volume.shape)}"
+                + ("; encode one channel at a time" if channels == 1 else "")
             )
         check_crop(self.spec, tuple(volume.shape[2:]))
 

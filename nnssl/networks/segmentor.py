@@ -1,6 +1,7 @@
 """A (frozen) pretrained encoder with an adapter and a decoder; the network that plans files name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class EncoderSegmentor(nn.Module):
         deep_supervision: accepted because nnU-Net passes it; must be False.
         native_crop: crop of the pretraining in voxels (X, Y, Z); None is the encoder's own.
         encoder_range: what stored 0 and 1 become for the encoder.
+        encoder_options: fields of the encoder's line in the table that differ.
         adapter_width: channels of the adapter; None is `default_width`, the ViT's width is the reference.
         frozen: the encoder keeps its weights and stays in eval mode; gradients still pass through it.
         precision: "auto" (bfloat16 where the device is fast at it), "bf16" or "fp32".
@@ -39,6 +41,7 @@ class EncoderSegmentor(nn.Module):
         deep_supervision: bool = False,
         native_crop: Sequence[int] | None = None,
         encoder_range: Sequence[float] = (-1.0, 1.0),
+        encoder_options: Mapping[str, Any] | None = None,
         adapter_width: int | None = None,
         frozen: bool = True,
         precision: str = "auto",
@@ -46,7 +49,7 @@ class EncoderSegmentor(nn.Module):
     ) -> None:
         super().__init__()
         _check_words(decoder, deep_supervision, precision)
-        vit = _build_vit(encoder, native_crop)
+        vit = _build_vit(encoder, native_crop, encoder_options)
         width = adapter_width or default_width(vit.dim)
         low, high = encoder_range
         self.encoder_range, self.frozen, self.precision = (float(low), float(high)), frozen, precision
@@ -92,9 +95,9 @@ def _check_words(decoder: str, deep_supervision: bool, precision: str) -> None:
     check_precision(precision)
 
 
-def _build_vit(name: str, native_crop: Sequence[int] | None) -> VisionTransformer:
+def _build_vit(name: str, native_crop: Sequence[int] | None, options: Mapping[str, Any] | None) -> VisionTransformer:
     crop = tuple(int(side) for side in native_crop) if native_crop is not None else None
-    encoder = build_encoder(name, native_crop=crop)  # type: ignore[arg-type]
+    encoder = build_encoder(name, native_crop=crop, options=options)  # type: ignore[arg-type]
     if not isinstance(encoder, VisionTransformer):
         raise ValueError(f"encoder {name!r} is no vision transformer: the adapter needs one")
     return encoder

@@ -37,10 +37,12 @@ class Weights:
 
 def save_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader) -> None:
     """Write an encoder and its header as one safetensors file; an earlier file stays whole until it is complete."""
-    if header.encoder != encoder.spec.name or tuple(header.native_crop) != tuple(encoder.spec.native_crop):
+    spec = encoder.spec
+    said = (header.encoder, tuple(header.native_crop), header.encoder_options)
+    if said != (spec.name, tuple(spec.native_crop), spec.options):
         raise ValueError(
-            f"saving {encoder.spec.name!r} of native crop {encoder.spec.native_crop}: the header says "
-            f"{header.encoder!r} of native crop {header.native_crop}"
+            f"saving {spec.name!r} of native crop {spec.native_crop} and options {spec.options}: the header says "
+            f"{header.encoder!r} of native crop {header.native_crop} and options {header.encoder_options}"
         )
     metadata = {METADATA_KEY: header_to_text(header), "format": "pt"}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}

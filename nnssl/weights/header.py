@@ -47,6 +47,7 @@ class EncoderHeader:
     task: str = ""  # pretext task, e.g. "threedino"
     steps: int = 0  # optimiser steps done
     plan: dict[str, Any] = field(default_factory=dict)  # the settings of the pretraining
+    encoder_options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
     package_version: str = __version__
     data: DataRecord | None = None
 

@@ -1,16 +1,37 @@
 """Which encoder a set of tensors belongs to, told from their names and shapes."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from nnssl.encoders import ENCODERS
+from nnssl.encoders import ENCODERS, build_encoder, encoder_spec
+from nnssl.encoders.base import Encoder, EncoderSpec, IntensityRange
 from nnssl.encoders.vit import ViTShape
 from nnssl.weights.encoder_file import Weights
 
 Crop = tuple[int, int, int]
 BLOCK = re.compile(r"blocks\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a weight file holds: all that is needed to build its encoder."""
+
+    encoder: str  # a name of ENCODERS
+    native_crop: Crop  # voxels, X Y Z
+    options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
+    intensity: IntensityRange | None = None  # None: the file does not say, the encoder's preset holds
+
+    def spec(self, intensity: IntensityRange | None = None) -> EncoderSpec:
+        """Facts about the encoder; `intensity` replaces what the file says."""
+        intensity = intensity or self.intensity
+        return encoder_spec(self.encoder, self.native_crop, intensity=intensity, options=self.options)
+
+    def build(self) -> Encoder:
+        """An encoder that the file fits, with fresh weights."""
+        return build_encoder(self.encoder, native_crop=self.native_crop, intensity=self.intensity, options=self.options)
 
 
 @dataclass(frozen=True)
@@ -76,8 +97,9 @@ def infer_vit(tensors: dict[str, Tensor]) -> tuple[str, Crop]:
     return found.name, (x, y, z)
 
 
-def identify(weights: Weights) -> tuple[str, Crop]:
-    """(encoder name, native crop in voxels) of a weight file: what its header says, else what its tensors show."""
-    if weights.header is not None:
-        return weights.header.encoder, weights.header.native_crop
-    return infer_vit(weights.tensors)
+def identify(weights: Weights) -> Identity:
+    """The encoder of a weight file: what its header says, else what its tensors show."""
+    header = weights.header
+    if header is not None:
+        return Identity(header.encoder, header.native_crop, header.encoder_options, header.intensity)
+    return Identity(*infer_vit(weights.tensors))

@@ -198,7 +198,8 @@ def test_the_header_says_which_encoder_a_file_holds(tmp_path: Path) -> None:
     encoder = build_encoder("vit_tiny_16", native_crop=(32, 64, 48))
     assert isinstance(encoder, VisionTransformer)
     save_encoder(tmp_path / "a.safetensors", encoder, toy_header(encoder))
-    assert identify(read_weights(tmp_path / "a.safetensors")) == ("vit_tiny_16", (32, 64, 48))
+    found = identify(read_weights(tmp_path / "a.safetensors"))
+    assert (found.encoder, found.native_crop) == ("vit_tiny_16", (32, 64, 48))
 
 
 def test_another_size_of_encoder_is_named_with_the_word_to_type(tmp_path: Path) -> None:
