@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 TOP_LEVEL = ("planners", "trainers", "dataset_conversion")
-COMMANDS = ("plan_and_preprocess", "pretrain", "train", "predict", "evaluate", "convert", "demo")
+COMMANDS = ("plan_and_preprocess", "pretrain", "train", "predict", "evaluate", "convert", "weights", "demo")
 
 packages = ["nnssl"] + [f"nnssl.{name}" for name in find_packages("nnssl") if name.split(".")[0] not in TOP_LEVEL]
 for folder in TOP_LEVEL:

@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${WORK:?folder for everything that is written}" "${DATA:?nnUNet_raw folder with Dataset101 and Dataset201}"
-SPACING=${SPACING:-4.5 4.5 3.5} CROP=${CROP:-64,48,48} STEPS=${STEPS:-150} BATCH=${BATCH:-8} EPOCHS=${EPOCHS:-10}
+SPACING=${SPACING:-4.5 4.5 3.5} CROP=${CROP:-48,48,32} STEPS=${STEPS:-150} BATCH=${BATCH:-8} EPOCHS=${EPOCHS:-16}
 DEVICE=${DEVICE:-cpu} PLANS=nnsslPlans_vit_small_16 SET=Dataset101_HeadNeckCT
 export nnUNet_raw=$DATA nnUNet_preprocessed=$WORK/nnUNet_preprocessed nnUNet_results=$WORK/nnUNet_results
 export OMP_WAIT_POLICY=PASSIVE nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} nnUNet_def_n_proc=${nnUNet_def_n_proc:-1} nnUNet_compile=f
@@ -42,7 +42,8 @@ runs() { # the validation at the end of nnssl_train predicts the held-out cases 
         [ -f "$nnUNet_results/$SET/FrozenEncoderTrainer__${PLANS}_w${width}s${seed}__3d_fullres/fold_0/validation/summary.json" ] && continue
         timed "train_w${width}_s$seed" nnssl_train 101 3d_fullres 0 -p "$PLANS" -run "w${width}s$seed" -num_labelled 20 \
             -seed "$seed" -device "$DEVICE" --disable_tta -pretrained_weights "$nnUNet_results/pretrained/width/encoder.safetensors" \
-            --set "epochs=$EPOCHS" iterations_per_epoch=25 val_iterations=2 lr=1e-3 batch_size=2 "adapter_width=$width"
+            --set "epochs=$EPOCHS" iterations_per_epoch=25 val_iterations=2 lr=3e-3 batch_size=2 warmup_fraction=0.05 \
+            foreground_oversampling=1 "adapter_width=$width"
     done; done
 }
 compare() {

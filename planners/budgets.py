@@ -1,35 +1,51 @@
 """Crop, batch and length of training that fit a memory target: for fine-tuning and for pretraining."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, token_count
-from nnssl.networks.adapter import default_width
 from nnssl.planners.crops import FinetuneCrop, PretrainCrop, Spacing, finetune_crop, pretrain_crop
-from nnssl.planners.memory import EncoderSize, encoder_size, finetune_bytes, pretrain_bytes, usable_bytes
-from nnssl.recipe import FineTuneRecipe, PretrainRecipe
+from nnssl.planners.memory import finetune_bytes, usable_bytes
+from nnssl.planners.native_crops import Wanted, native_pretrain_crop, wanted_crop
+from nnssl.planners.network import NetworkPlan
+from nnssl.planners.pretrain_memory import pretrain_bytes
+from nnssl.recipe import FineTuneRecipe, Preset, PretrainRecipe
 
-FINETUNE_BATCH = (2, 8)  # nnU-Net's smallest; the paper's
-PRETRAIN_BATCH = (2, 512)  # two, or KoLeo's nearest neighbour does not exist; the paper's
+FINETUNE_BATCH = (2, 8)  # nnU-Net's smallest; 3DINO's
+PRETRAIN_BATCH = (2, 512)  # two, or KoLeo's nearest neighbour does not exist; 3DINO's
 COVERED_SHARE = 0.05  # nnU-Net: one batch shows at most 5 % of the data set
-PASSES = 648  # 64 M draws from 98,815 images in the paper
-STEPS = (1_000, 125_000)  # below, warm-up and schedules are too short; the paper's
-SMALLEST_BUDGET = 8  # tokens
+SMALLEST_STEPS = 1_000  # below, warm-up and schedules are too short
+SMALLEST_BUDGET, CELL_OF_BUDGET = 8, 16  # tokens of up to 16 voxels; larger cells: one
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a paper pretrained."""
+
+    passes: int  # draws of every image
+    most_steps: int
+    source: str
+
+
+LENGTHS = {
+    "vit": Length(648, 125_000, "3DINO"),  # 64 M draws from 98,815 images
+    "swin": Length(500, 867_500, "SMIT"),  # 500 epochs; of 10,412 scans at its code's batch of 6
+}
 
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """3d_fullres: geometry, batch and recipe."""
+    """3d_fullres: network, geometry, batch and recipe."""
 
+    network: NetworkPlan
     geometry: FinetuneCrop
     batch_size: int
-    adapter_width: int
     recipe: FineTuneRecipe
     memory_gb: float  # estimate
-    token_budget: int  # of the encoder's native crop
+    token_budget: int  # of the encoder's or the recipe's crop
     cut_by_memory: bool
-    spacing_given: bool
 
 
 @dataclass(frozen=True)
@@ -43,99 +59,129 @@ class PretrainPlan:
     memory_gb: float
     token_budget: int
     cut_by_memory: bool
+    length: Length
+
+
+def length_of(spec: EncoderSpec) -> Length:
+    """How long the encoder's own paper pretrained; 3DINO's where there is none."""
+    return LENGTHS.get(spec.family, LENGTHS["vit"])
 
 
 def native_tokens(spec: EncoderSpec) -> int:
-    """Tokens of the crop that the encoder was (or by default is) pretrained with."""
+    """Tokens (of a pyramid: cells) of the crop that the encoder was (or by default is) pretrained with."""
     return token_count([side // spec.crop_multiple for side in spec.native_crop])
 
 
 def plan_finetune(
-    spec: EncoderSpec,
+    network: NetworkPlan,
     sizes: ScanSizes,
     *,
-    channels: int,
-    classes: int,
     memory_gb: float,
     spacing_mm: Spacing | None = None,
+    recipe: Preset | None = None,
 ) -> FinetunePlan:
     """Crop within the encoder's own token count, then the largest batch up to 8; memory lowers first batch, then crop.
+
+    A recipe fixes spacing, crop and batch where it names them; only memory lowers them, and scans too small for them.
 
     Raises:
         ValueError: even the smallest crop does not fit; the message says how much is needed.
     """
-    size, width, budget = encoder_size(spec.name), default_width(spec.channels[-1]), native_tokens(spec)
+    spec = network.encoder
+    wanted = wanted_by(spec, spacing_mm, recipe)
+    full = token_count([side // spec.crop_multiple for side in wanted.crop]) if wanted else native_tokens(spec)
+    bounds = FINETUNE_BATCH if recipe is None else (FINETUNE_BATCH[0], recipe.batch_size)
+
+    def geometry_for(budget: int) -> FinetuneCrop:
+        if wanted is None:
+            return finetune_crop(sizes, spec.crop_multiple, budget, spacing_mm=spacing_mm)
+        return wanted_crop(sizes, wanted, spec, budget)
+
+    budget = full
     while True:
-        geometry = finetune_crop(sizes, spec.crop_multiple, budget, spacing_mm=spacing_mm)
-        needed = _finetune_needs(size, geometry.tokens, (channels, classes, width))
-        batch = _largest_batch(needed, FINETUNE_BATCH, memory_gb)
-        if batch or budget <= SMALLEST_BUDGET:
+        geometry = geometry_for(budget)
+        needed = _needs(bounds, lambda batch: finetune_bytes(network, geometry.crop, batch))  # noqa: B023
+        batch = _largest_batch(needed, memory_gb)
+        if batch or budget <= smallest_budget(spec):
             break
-        budget = max(SMALLEST_BUDGET, int(min(budget, geometry.tokens) * 0.9))
-    _check_fits(batch, needed[FINETUNE_BATCH[0]], memory_gb, f"fine-tuning on {spec.name}")
-    voxels = float(sizes.resampled(geometry.spacing_mm).prod(axis=1).sum())
-    covered = round(COVERED_SHARE * voxels / math.prod(geometry.crop))
-    batch = max(FINETUNE_BATCH[0], min(batch, covered))
+        budget = _less(budget, geometry.tokens, spec)
+    _check_fits(batch, needed[bounds[0]], memory_gb, f"fine-tuning on {spec.name} with decoder {network.decoder}")
+    if recipe is None:
+        batch = max(bounds[0], min(batch, _covering_batch(sizes, geometry)))
     return FinetunePlan(
+        network,
         geometry,
         batch,
-        width,
-        FineTuneRecipe(),
+        FineTuneRecipe() if recipe is None else recipe.recipe_for(network.num_classes - 1),
         memory_gb=needed[batch] / 1e9,
-        token_budget=native_tokens(spec),
-        cut_by_memory=budget < native_tokens(spec),
-        spacing_given=spacing_mm is not None,
+        token_budget=full,
+        cut_by_memory=budget < full,
     )
 
 
 def plan_pretrain(
     spec: EncoderSpec, sizes: ScanSizes, *, images: int, datasets: tuple[str, ...], memory_gb: float
 ) -> PretrainPlan:
-    """Views within the encoder's token count, the largest batch that fits, and steps for the paper's 648 passes."""
-    size, budget = encoder_size(spec.name), native_tokens(spec)
+    """Views within the encoder's token count, the largest batch that fits, and steps for the paper's passes."""
+    wanted = wanted_by(spec, None, None)
+    full = budget = native_tokens(spec)
     while True:
         geometry = pretrain_crop(sizes, spec.crop_multiple, budget)
-        needed = _pretrain_needs(size, geometry)
-        batch = _largest_batch(needed, PRETRAIN_BATCH, memory_gb)
-        if batch or budget <= SMALLEST_BUDGET:
+        if wanted is not None:
+            geometry = native_pretrain_crop(sizes, wanted, spec, budget)
+        views = geometry.global_crop, geometry.local_crop
+        needed = _needs(PRETRAIN_BATCH, lambda batch: pretrain_bytes(spec, *views, batch))  # noqa: B023
+        batch = _largest_batch(needed, memory_gb)
+        if batch or budget <= smallest_budget(spec):
             break
-        budget = max(SMALLEST_BUDGET, int(min(budget, geometry.global_tokens) * 0.9))
+        budget = _less(budget, geometry.global_tokens, spec)
     _check_fits(batch, needed[PRETRAIN_BATCH[0]], memory_gb, f"pretraining {spec.name}")
     batch = max(PRETRAIN_BATCH[0], min(batch, images))
-    steps = min(max(math.ceil(PASSES * images / batch), STEPS[0]), STEPS[1])
+    length = length_of(spec)
+    steps = min(max(math.ceil(length.passes * images / batch), SMALLEST_STEPS), length.most_steps)
     recipe = PretrainRecipe(
         global_crop=geometry.global_crop, local_crop=geometry.local_crop, steps=steps, batch_size=batch
     )
-    return PretrainPlan(
-        geometry,
-        recipe,
-        datasets,
-        images,
-        memory_gb=needed[batch] / 1e9,
-        token_budget=native_tokens(spec),
-        cut_by_memory=budget < native_tokens(spec),
-    )
+    memory = needed[batch] / 1e9
+    return PretrainPlan(geometry, recipe, datasets, images, memory, full, budget < full, length)
 
 
-def _finetune_needs(size: EncoderSize, tokens: int, network: tuple[int, int, int]) -> dict[int, float]:
-    channels, classes, width = network
-    return {
-        batch: finetune_bytes(size, tokens, batch, channels=channels, classes=classes, width=width)
-        for batch in range(FINETUNE_BATCH[0], FINETUNE_BATCH[1] + 1)
-    }
+def wanted_by(spec: EncoderSpec, spacing_mm: Spacing | None, recipe: Preset | None) -> Wanted | None:
+    """Spacing and crop that the command line, the recipe or the encoder asks for; None: the token rule decides."""
+    crop = (recipe.crop if recipe else None) or spec.native_crop
+    if recipe is not None and recipe.spacing_mm is not None:
+        return Wanted(spacing_mm or recipe.spacing_mm, crop, "flag" if spacing_mm else "recipe")
+    if spec.native_spacing is None:
+        return None
+    return Wanted(spacing_mm or spec.native_spacing, crop, "flag" if spacing_mm else "encoder")
 
 
-def _pretrain_needs(size: EncoderSize, geometry: PretrainCrop) -> dict[int, float]:
-    return {
-        batch: pretrain_bytes(size, geometry.global_tokens, geometry.local_tokens, batch)
-        for batch in range(PRETRAIN_BATCH[0], PRETRAIN_BATCH[1] + 1)
-    }
+def smallest_budget(spec: EncoderSpec) -> int:
+    """Tokens below which no crop is cut for memory."""
+    return SMALLEST_BUDGET if spec.crop_multiple <= CELL_OF_BUDGET else 1
 
 
-def _largest_batch(needed: dict[int, float], bounds: tuple[int, int], memory_gb: float) -> int:
-    """The largest batch within the bounds that fits, or 0."""
-    fitting = [batch for batch in range(bounds[0], bounds[1] + 1) if needed[batch] <= usable_bytes(memory_gb)]
-    return max(fitting, default=0)
+def _less(budget: int, used: int, spec: EncoderSpec) -> int:
+    """A tenth fewer tokens, at least one fewer."""
+    return max(smallest_budget(spec), int(min(budget, used) * 0.9))
+
+
+def _covering_batch(sizes: ScanSizes, geometry: FinetuneCrop) -> int:
+    """Crops that show 5 % of the voxels of all scans."""
+    voxels = float(sizes.resampled(geometry.spacing_mm).prod(axis=1).sum())
+    return round(COVERED_SHARE * voxels / math.prod(geometry.crop))
+
+
+def _needs(bounds: tuple[int, int], needed: Callable[[int], float]) -> dict[int, float]:
+    """Bytes by batch size; they grow linearly."""
+    first, last = bounds
+    start, per_crop = needed(first), needed(first + 1) - needed(first)
+    return {batch: start + (batch - first) * per_crop for batch in range(first, last + 1)}
+
+
+def _largest_batch(needed: dict[int, float], memory_gb: float) -> int:
+    """The largest batch that fits, or 0."""
+    return max((batch for batch, size in needed.items() if size <= usable_bytes(memory_gb)), default=0)
 
 
 def _check_fits(batch: int, needed: float, memory_gb: float, what: str) -> None:

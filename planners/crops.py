@@ -1,4 +1,4 @@
-"""Spacing and crop from the sizes of the scans and the encoder's patch: pure functions, axes X Y Z.
+"""Spacing and crop from the sizes of the scans and the encoder's patch (the token rule): pure functions, axes X Y Z.
 
 A ViT spends the same work on every token, so tokens that lie on padding are waste, and an organ that covers a dozen
 tokens is not resolved. Hence: refine the spacing until the median scan holds enough tokens, then cut the largest crop
@@ -18,6 +18,13 @@ TOKENS_WANTED = 200  # in the median scan; the paper's 96^3 crop has 6^3 = 216
 FINEST_FACTOR = 3.0  # no spacing is refined more than this
 FIT_FACTOR = 1.1  # extra refinement allowed to make whole tokens cover the median scan
 ANISOTROPY = 3.0  # nnU-Net's threshold
+SPACING_RULES = (
+    "tokens",  # nnU-Net's, refined until the median scan holds enough tokens
+    "flag",  # as given
+    "encoder",  # what the encoder was trained at
+    "recipe",  # what a paper's fine-tuning used
+    "small",  # "tokens", because the median scan is too small at the encoder's or recipe's spacing
+)
 STORED_SIDES = 2.0  # stored sides of the median scan, in global crops: a global crop takes half of the depth or more
 
 
@@ -30,10 +37,11 @@ class FinetuneCrop:
     median_shape: tuple[float, float, float]  # voxels at spacing_mm
     crop: Triple  # voxels
     patch: int
+    rule: str = "tokens"  # where the spacing comes from: one of SPACING_RULES
 
     @property
     def tokens(self) -> int:
-        """Tokens of one crop."""
+        """Tokens (of a pyramid: cells of crop_multiple^3 voxels) of one crop."""
         return token_count(np.array(self.crop) // self.patch)
 
     @property
@@ -49,7 +57,7 @@ class FinetuneCrop:
 
 @dataclass(frozen=True)
 class PretrainCrop:
-    """Storage spacing and view sizes of pretraining; views are resized to these shapes, so nothing is padded."""
+    """Storage spacing and view sizes of pretraining."""
 
     spacing_mm: Spacing  # of the stored volumes
     coarsened: Spacing  # ours / nnU-Net's spacing, per axis
@@ -57,6 +65,7 @@ class PretrainCrop:
     global_crop: Triple
     local_crop: Triple
     patch: int
+    rule: str = "tokens"  # "encoder": stored at the encoder's spacing, views are crops that are not resized
 
     @property
     def global_tokens(self) -> int:
@@ -70,15 +79,23 @@ class PretrainCrop:
 
 
 def finetune_crop(
-    sizes: ScanSizes, patch: int, token_budget: int, *, spacing_mm: ArrayLike | None = None
+    sizes: ScanSizes, patch: int, token_budget: int, *, spacing_mm: ArrayLike | None = None, cell: int | None = None
 ) -> FinetuneCrop:
-    """Spacing and crop for fine-tuning; a given spacing is taken as it is."""
-    base = nnunet_spacing(sizes)
-    spacing = refined_spacing(sizes, base, patch) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
-    median = sizes.median_shape(spacing)
+    """Spacing and crop for fine-tuning; a given spacing is taken as it is.
+
+    Args:
+        sizes: of the scans.
+        patch: every crop side is a multiple of it (voxels).
+        token_budget: of patch^3 voxels, in one crop.
+        spacing_mm: taken as it is.
+        cell: side of what the spacing rule counts, where it is smaller than `patch` (a Swin: 16 of 32 voxels).
+    """
+    base, rule = nnunet_spacing(sizes), "tokens" if spacing_mm is None else "flag"
+    given = refined_spacing(sizes, base, cell or patch) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
+    median = sizes.median_shape(given)
     limit = np.maximum(whole_tokens(median, patch), 1)
-    grid = grow_grid(limit, spacing * patch, token_budget)
-    return FinetuneCrop(_spacing(spacing), _spacing(base / spacing), _floats(median), _voxels(grid, patch), patch)
+    crop = sides(grow_grid(limit, given * patch, token_budget), patch)
+    return FinetuneCrop(floats(given), floats(base / given), floats(median), crop, patch, rule)
 
 
 def pretrain_crop(sizes: ScanSizes, patch: int, token_budget: int) -> PretrainCrop:
@@ -96,11 +113,11 @@ def pretrain_crop(sizes: ScanSizes, patch: int, token_budget: int) -> PretrainCr
     local = np.maximum((grid + 1) // 2, np.minimum(grid, 2))
     spacing = np.maximum(base, extent / (STORED_SIDES * grid * patch))
     return PretrainCrop(
-        _spacing(spacing),
-        _spacing(spacing / base),
-        _floats(sizes.median_shape(spacing)),
-        _voxels(grid, patch),
-        _voxels(local, patch),
+        floats(spacing),
+        floats(spacing / base),
+        floats(sizes.median_shape(spacing)),
+        sides(grid, patch),
+        sides(local, patch),
         patch,
     )
 
@@ -178,14 +195,12 @@ def mean_padding(sizes: ScanSizes, plan: FinetuneCrop) -> float:
     return float(np.mean([padding_share(plan.crop, shape) for shape in shapes]))
 
 
-def _spacing(values: NDArray[np.float64]) -> Spacing:
-    return _floats(values)
-
-
-def _floats(values: NDArray[np.float64]) -> tuple[float, float, float]:
+def floats(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Three Python floats."""
     x, y, z = (float(value) for value in values)
     return x, y, z
 
 
-def _voxels(grid: ArrayLike, patch: int) -> Triple:
+def sides(grid: ArrayLike, patch: int) -> Triple:
+    """The sides in voxels of a grid of tokens."""
     return triple(np.asarray(grid) * patch)

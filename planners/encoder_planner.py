@@ -1,16 +1,15 @@
 """EncoderPlanner: a data set's fingerprint and an encoder become a plans file that stock nnU-Net can read."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
-from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from numpy.typing import NDArray
 
-from nnssl.config import to_dict
 from nnssl.data.fingerprint import Fingerprint, load_fingerprint
 from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.encoders import encoder_spec
@@ -18,15 +17,34 @@ from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, join_sizes
 from nnssl.paths import load_json, preprocessed_folder, raw_folder, save_json
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan, plan_finetune, plan_pretrain
-from nnssl.planners.crops import Spacing
-from nnssl.planners.explain import Decision, finetune_decisions, pretrain_decisions, shared_decisions
-from nnssl.transforms.stored_intensity import as_channel_properties
+from nnssl.planners.explain import Decision, finetune_decisions, network_decisions, pretrain_decisions, shared_decisions
+from nnssl.planners.network import CHANNEL_RULES, NetworkPlan, choose_network
+from nnssl.planners.plans_file import TRANSPOSE, Planned, Resampling, intensity_scheme, plans_content, resampling
+from nnssl.recipe import RECIPES, Preset
 
-NETWORK = "nnssl.networks.segmentor.EncoderSegmentor"
-TRANSPOSE = [2, 1, 0]  # arrays are read as Z Y X; plans, crops and networks speak X Y Z
-RESAMPLING = {"force_separate_z": False, "memefficient_seg_resampling": False}  # linear: never leaves [0, 1]
 DEFAULT_ENCODER = "vit_small_16"
+RECIPE_ENCODERS = {"smit_many": "smit_96", "smit_few": "smit_96"}  # others: DEFAULT_ENCODER
 _OTHER_FILES = ("dataset", "splits_final", "dataset_fingerprint", "nnssl_fingerprint")  # of a preprocessed data set
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for beside encoder, memory and spacing; None is the recipe's, or else the encoder's own."""
+
+    recipe: str | None = None  # a name of nnssl.recipe.RECIPES
+    decoder: str | None = None  # a name of nnssl.networks.DECODERS
+    channels: str | None = None  # one of nnssl.planners.network.CHANNEL_RULES
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise ValueError(f"recipe {self.recipe!r} is unknown; known recipes: {', '.join(RECIPES)}")
+        if self.channels is not None and self.channels not in CHANNEL_RULES:
+            raise ValueError(f"channel rule {self.channels!r} is unknown; known rules: {', '.join(CHANNEL_RULES)}")
+
+    @property
+    def preset(self) -> Preset | None:
+        """The recipe itself."""
+        return None if self.recipe is None else RECIPES[self.recipe]
 
 
 def default_plans_name(encoder: str) -> str:
@@ -42,7 +60,8 @@ class EncoderPlanner(ExperimentPlanner):
 
     Attributes:
         spec: the encoder, with its native crop and the intensity range to use.
-        intensity_source: where that range comes from, for the table.
+        wishes: recipe, decoder and rule for several image channels.
+        intensity_source: where the intensity range comes from, for the table.
         trained: whether pretrained weights exist; then spec.native_crop is theirs, else it becomes the global crop.
         pretrain_plan: of several data sets together; None plans for this one alone.
         decisions: filled by `plan_experiment`.
@@ -58,11 +77,13 @@ class EncoderPlanner(ExperimentPlanner):
         suppress_transpose: bool = False,
         *,
         spec: EncoderSpec | None = None,
+        wishes: Wishes | None = None,
     ) -> None:
         """`overwrite_target_spacing` is Z Y X (mm) as in nnU-Net; `preprocessor_name` follows the intensity instead."""
         self.raw: RawDataset = open_dataset(dataset_name_or_id)
         self.fingerprint: Fingerprint = load_fingerprint(self.raw.name)
         self.spec = spec or encoder_spec(DEFAULT_ENCODER)
+        self.wishes = wishes or Wishes()
         self.intensity_source, self.trained = "the encoder's preset", False
         self.pretrain_plan: PretrainPlan | None = None
         self.decisions: list[Decision] = []
@@ -94,39 +115,47 @@ class EncoderPlanner(ExperimentPlanner):
         """Spacing of 3d_fullres, Z Y X as in nnU-Net."""
         return np.array(self.plan_finetune().geometry.spacing_mm[::-1])
 
-    def determine_resampling(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
-        """nnU-Net's torch resampling, linear: nothing overshoots, and many classes stay fast."""
-        data, seg = {"is_seg": False, **RESAMPLING}, {"is_seg": True, **RESAMPLING}
-        return resample_torch_fornnunet, data, resample_torch_fornnunet, seg
+    def determine_resampling(self, *args: Any, **kwargs: Any) -> Resampling:
+        """See `resampling`."""
+        return resampling()
 
     def determine_segmentation_softmax_export_fn(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The same for probabilities."""
-        return resample_torch_fornnunet, {"is_seg": False, **RESAMPLING}
+        return resampling()[:2]
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
         """One scheme for all channels, by the encoder's intensity range."""
-        scheme = "CTNormalization" if self.spec.intensity.kind == "window" else "PercentileNormalization"
-        return [scheme] * self.raw.channels, [False] * self.raw.channels
+        return [intensity_scheme(self.spec)] * self.raw.channels, [False] * self.raw.channels
+
+    def plan_network(self) -> NetworkPlan:
+        """The segmentor of 3d_fullres."""
+        return choose_network(
+            self.spec,
+            input_channels=self.raw.channels,
+            num_classes=len([name for name in self.dataset_json["labels"] if name != "ignore"]),
+            decoder=self.wishes.decoder,
+            channels=self.wishes.channels,
+            recipe=self.wishes.preset,
+        )
 
     def plan_finetune(self) -> FinetunePlan:
-        """Geometry, batch and recipe of 3d_fullres."""
+        """Network, geometry, batch and recipe of 3d_fullres."""
         spacing = self.overwrite_target_spacing
         return plan_finetune(
-            self.spec,
+            self.plan_network(),
             self.sizes,
-            channels=self.raw.channels,
-            classes=len(self.dataset_json["labels"]),
             memory_gb=self.memory_gb,
             spacing_mm=None if spacing is None else (spacing[2], spacing[1], spacing[0]),
+            recipe=self.wishes.preset,
         )
 
     def plan_experiment(self) -> dict[str, Any]:
         """Decide, write the plans file and dataset.json to $nnUNet_preprocessed, and return the plans."""
         finetune = self.plan_finetune()
         pretrain = self.pretrain_plan or plan_together([self])
-        asked = self.spec
+        asked, recipe = self.spec, self.wishes.preset
         if not self.trained:
-            self.spec = encoder_spec(self.spec.name, pretrain.geometry.global_crop, intensity=self.spec.intensity)
+            self.spec = _with_native_crop(self.spec, pretrain)
         self.decisions = [
             *shared_decisions(
                 self.spec,
@@ -134,106 +163,29 @@ class EncoderPlanner(ExperimentPlanner):
                 cases=len(self.fingerprint.shapes),
                 bad_cases=len(self.fingerprint.bad_cases),
             ),
-            *finetune_decisions(finetune, self.sizes, asked),
-            *pretrain_decisions(pretrain),
+            *finetune_decisions(finetune, self.sizes, asked, recipe),
+            *network_decisions(finetune.network, self.wishes.decoder, self.wishes.channels, recipe),
+            *pretrain_decisions(pretrain, asked),
         ]
-        self.plans = self._stock_keys() | {
-            "configurations": {
-                "3d_fullres": self._finetune_configuration(finetune),
-                "pretrain": self._pretrain_configuration(pretrain, finetune.adapter_width),
-            },
-            "nnssl": self._own_section(finetune, pretrain),
-        }
+        self.plans = plans_content(
+            Planned(
+                self.raw.name,
+                self.plans_identifier,
+                type(self).__name__,
+                self.spec,
+                finetune,
+                pretrain,
+                self.fingerprint,
+                self.decisions,
+                self.wishes.recipe,
+            )
+        )
         folder = preprocessed_folder() / self.raw.name
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("dataset.json", "splits_final.json"):
             _copy_if_there(Path(self.raw_dataset_folder) / name, folder / name, keep=name == "splits_final.json")
         save_json(self.plans, folder / f"{self.plans_identifier}.json")
         return self.plans
-
-    def _stock_keys(self) -> dict[str, Any]:
-        intensity = self.spec.intensity
-        properties: dict[str, Any] = self.fingerprint.intensities
-        if intensity.kind == "window":
-            properties = as_channel_properties([(intensity.low, intensity.high)] * self.raw.channels)
-        sizes = self.sizes
-        return {
-            "dataset_name": self.raw.name,
-            "plans_name": self.plans_identifier,
-            "original_median_spacing_after_transp": np.median(sizes.spacings, axis=0).tolist(),
-            "original_median_shape_after_transp": np.rint(np.median(sizes.shapes, axis=0)).astype(int).tolist(),
-            "image_reader_writer": self.determine_reader_writer().__name__,
-            "transpose_forward": list(TRANSPOSE),
-            "transpose_backward": list(TRANSPOSE),
-            "experiment_planner_used": type(self).__name__,
-            "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": properties,
-        }
-
-    def _finetune_configuration(self, plan: FinetunePlan) -> dict[str, Any]:
-        geometry = plan.geometry
-        return self._configuration("3d_fullres", geometry.spacing_mm, geometry.median_shape, plan.adapter_width) | {
-            "batch_size": plan.batch_size,
-            "patch_size": list(geometry.crop),
-        }
-
-    def _pretrain_configuration(self, plan: PretrainPlan, adapter_width: int) -> dict[str, Any]:
-        geometry = plan.geometry
-        return self._configuration("pretrain", geometry.spacing_mm, geometry.median_shape, adapter_width) | {
-            "batch_size": plan.recipe.batch_size,
-            "patch_size": list(geometry.global_crop),
-        }
-
-    def _configuration(
-        self, name: str, spacing_mm: Spacing, median_shape: tuple[float, ...], adapter_width: int
-    ) -> dict[str, Any]:
-        """The stock keys of a configuration without batch and crop."""
-        data, data_words, seg, seg_words = self.determine_resampling()
-        probabilities, probabilities_words = self.determine_segmentation_softmax_export_fn()
-        schemes, masks = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
-        window = self.spec.intensity.kind == "window"
-        return {
-            "data_identifier": self.generate_data_identifier(name),
-            "preprocessor_name": "DefaultPreprocessor" if window else "NnsslPreprocessor",
-            "median_image_size_in_voxels": list(median_shape),
-            "spacing": list(spacing_mm),
-            "normalization_schemes": schemes,
-            "use_mask_for_norm": masks,
-            "resampling_fn_data": data.__name__,
-            "resampling_fn_seg": seg.__name__,
-            "resampling_fn_data_kwargs": data_words,
-            "resampling_fn_seg_kwargs": seg_words,
-            "resampling_fn_probabilities": probabilities.__name__,
-            "resampling_fn_probabilities_kwargs": probabilities_words,
-            "batch_dice": False,
-            "architecture": self._architecture(adapter_width),
-        }
-
-    def _architecture(self, adapter_width: int) -> dict[str, Any]:
-        words = {
-            "encoder": self.spec.name,
-            "decoder": "unet",
-            "native_crop": list(self.spec.native_crop),
-            "encoder_range": list(self.spec.intensity.encoder_range),
-            "adapter_width": adapter_width,
-            "frozen": True,
-            "precision": "auto",
-        }
-        return {"network_class_name": NETWORK, "arch_kwargs": words, "_kw_requires_import": []}
-
-    def _own_section(self, finetune: FinetunePlan, pretrain: PretrainPlan) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "encoder": self.spec.name,
-            "native_crop": list(self.spec.native_crop),
-            "intensity": to_dict(self.spec.intensity),
-            "orientation": "RAS",
-            "axes": "XYZ",
-            "decisions": [to_dict(decision) for decision in self.decisions],
-            "finetune": to_dict(finetune.recipe),
-            "pretrain": to_dict(pretrain.recipe),
-            "datasets": list(pretrain.datasets),
-        }
 
 
 def plan_together(planners: list[EncoderPlanner]) -> PretrainPlan:
@@ -261,6 +213,12 @@ def check_plans_name(name: str, dataset: str) -> None:
             f"plans name {name!r}: {file} exists and is no plan of nnssl (no 'nnssl' section), so it is not "
             "overwritten; give another -plans_name"
         )
+
+
+def _with_native_crop(spec: EncoderSpec, pretrain: PretrainPlan) -> EncoderSpec:
+    """An encoder that is yet to be pretrained: its native crop will be the global crop."""
+    crop = pretrain.geometry.global_crop
+    return encoder_spec(spec.name, crop, intensity=spec.intensity, options=spec.options)
 
 
 def _checked_spacing(spacing_mm: list[float] | tuple[float, ...] | None) -> list[float] | None:

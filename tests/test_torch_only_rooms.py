@@ -32,6 +32,8 @@ import torch
 from nnssl.encoders import build_encoder
 features = build_encoder("vit_tiny_8", native_crop=(16, 16, 16))(torch.rand(1, 1, 16, 24, 16))
 assert features.maps[0].shape == (1, 192, 2, 3, 2) and torch.isfinite(features.summary).all()
+features = build_encoder("swin_tiny")(torch.rand(1, 1, 32, 64, 32))
+assert features.maps[4].shape == (1, 384, 1, 2, 1) and torch.isfinite(features.summary).all()
 """,
     "pretext": """
 import torch
@@ -53,12 +55,14 @@ for name in TASKS:
 """,
     "networks": """
 import torch
-from nnssl.networks import DECODERS
+from nnssl.encoders import encoder_spec
+from nnssl.networks import decoders_for
 from nnssl.networks.segmentor import EncoderSegmentor
-for decoder in DECODERS:
-    network = EncoderSegmentor(2, 3, "vit_tiny_8", decoder, native_crop=[16, 16, 16], adapter_width=32)
-    logits = network(torch.rand(1, 2, 16, 24, 16))
-    assert logits.shape == (1, 3, 16, 24, 16) and torch.isfinite(logits).all()
+for name, crop in (("vit_tiny_8", (16, 24, 16)), ("swin_tiny", (32, 64, 32))):
+    for decoder in decoders_for(encoder_spec(name)):
+        network = EncoderSegmentor(2, 3, name, decoder, adapter_width=32)
+        logits = network(torch.rand(1, 2, *crop))
+        assert logits.shape == (1, 3, *crop) and torch.isfinite(logits).all()
 """,
 }
 

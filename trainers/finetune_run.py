@@ -3,20 +3,21 @@
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnssl.config import from_dict, knows, override, to_dict
+from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import IntensityRange
 from nnssl.paths import load_json
-from nnssl.recipe import FineTuneRecipe
+from nnssl.recipe import RECIPES, FineTuneRecipe
+from nnssl.trainers.finetune_network import NetworkSettings, changed_network, network_settings, write_settings
 from nnssl.weights.header import EncoderHeader, seen_cases
 
 MODES = ("pretrained", "random_frozen", "scratch")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 FOLD_PLANS = "plans.json"  # of one fold; nnU-Net keeps another beside the folds
-_NETWORK_WORDS = ("decoder", "adapter_width", "precision", "offset_order")
 # folds of one run may use encoders that left out different cases, and what each file needed to be allowed
 _FOLD_WORDS = ("weights_file", "weights_sha256", "loaded", "allowed")
 
@@ -57,25 +58,14 @@ class EncoderFile:
     loaded: str | None = None  # tensors of the encoder that the file filled, "175 of 175"
 
 
-@dataclass(frozen=True)
-class NetworkSettings:
-    """What --set can change beside FineTuneRecipe."""
+def run_plans(
+    plans: Mapping[str, Any], configuration: str, options: RunOptions, *, file: EncoderFile | None = None
+) -> dict:
+    """The plans of one run: the planner's, with the run's name, recipe, network and encoder file filled in.
 
-    batch_size: int
-    decoder: str = "unet"
-    adapter_width: int | None = None
-    precision: str = "auto"
-    offset_order: str = "correct"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "adapter_width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"setting {name!r}: must be at least 1, got {value}")
-
-
-def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions, *, file: EncoderFile | None) -> dict:
-    """The plans of one run: the planner's, with the run's name, recipe, network and encoder file filled in."""
+    Raises:
+        ValueError: plans of another planner, an unknown setting, or a network that makes no sense.
+    """
     check_plans(plans, configuration)
     changed = copy.deepcopy(dict(plans))
     if options.name is not None:
@@ -83,15 +73,14 @@ def run_plans(plans: Mapping[str, Any], configuration: str, options: RunOptions,
     section, chosen = changed["nnssl"], changed["configurations"][configuration]
     recipe_words, network_words = _sort_settings(options.settings)
     section["finetune"] = to_dict(override(from_dict(FineTuneRecipe, section["finetune"]), recipe_words))
-    _apply_network_settings(chosen, network_words)
-    arguments = chosen["architecture"]["arch_kwargs"]
-    arguments["frozen"] = options.mode != "scratch"
+    network = changed_network(chosen, network_words, options.mode)
+    write_settings(chosen, network)
     if file is not None:
-        arguments["native_crop"] = list(file.native_crop)
+        chosen["architecture"]["arch_kwargs"]["native_crop"] = list(file.native_crop)
         section["native_crop"] = list(file.native_crop)
-        arguments["encoder_options"] = dict(file.options)
     section["run"] = {
         "mode": options.mode,
+        "tuning": network.tuning,
         "weights_file": file.name if file else None,
         "weights_sha256": file.sha256 if file else None,
         "loaded": file.loaded if file else None,
@@ -115,15 +104,36 @@ def check_plans(plans: Mapping[str, Any], configuration: str) -> None:
         raise ValueError(f"configuration {configuration!r} is not in plans {name!r}; known: {', '.join(known)}")
 
 
-def check_encoder_file(plans: Mapping[str, Any], file: EncoderFile, allow_intensity: bool = False) -> None:
-    """Refuse an encoder file whose encoder or intensity is not what the plans were made for."""
+def check_recipe(recipe: FineTuneRecipe, labels: Mapping[str, Any], dataset: str) -> None:
+    """Refuse a data set without labels, and binary cross entropy for several labels or regions."""
+    foreground = [name for name, value in labels.items() if name != "ignore" and value != 0]
+    if not foreground:
+        raise ValueError(f"{dataset} has no labels to train on; give a labelled data set, or use nnssl_pretrain")
+    if recipe.loss == "bce_dice" and len(foreground) > 1:
+        raise ValueError(
+            f"loss bce_dice is for one foreground label or region, {dataset} has {len(foreground)} "
+            f"({', '.join(foreground[:4])}{', ...' if len(foreground) > 4 else ''}); use --set loss=ce_dice"
+        )
+
+
+def check_encoder_file(
+    plans: Mapping[str, Any], configuration: str, file: EncoderFile, *, allow_intensity: bool = False
+) -> None:
+    """Refuse an encoder file whose encoder, its options or its intensity are not what the plans were made for."""
     section = plans["nnssl"]
     again = f"plan again with: nnssl_plan_and_preprocess -d {plans['dataset_name']} -pretrained_weights FILE"
     if file.encoder != section["encoder"]:
         raise ValueError(f"{file.name} holds {file.encoder}, but the plans are for {section['encoder']}; {again}")
+    words = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+    held, wanted = (_options(file.encoder, options) for options in (file.options, words.get("encoder_options") or {}))
+    if held != wanted:
+        raise ValueError(
+            f"{file.name} holds {file.encoder} with {_differing(held, wanted)}, but the plans are for "
+            f"{_differing(wanted, held)}; {again}"
+        )
     planned = from_dict(IntensityRange, section["intensity"])
     seen = file.header.intensity if file.header else planned
-    if seen != planned and not allow_intensity:
+    if seen != planned and not allow_intensity and not _wished_by_recipe(section, planned, seen):
         raise ValueError(
             f"{file.name} was trained on intensity {seen} in {seen.encoder_range}, but the plans store {planned} in "
             f"{planned.encoder_range}; {again}, or add --allow_intensity if that difference is meant"
@@ -197,27 +207,15 @@ def _sort_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return recipe, network
 
 
-def _apply_network_settings(configuration: dict[str, Any], settings: Sequence[str]) -> None:
-    if not settings:
-        return
-    arguments = configuration["architecture"]["arch_kwargs"]
-    values = asdict(override(_network_settings(configuration), settings))
-    configuration["batch_size"] = values.pop("batch_size")
-    arguments.update({word: value for word, value in values.items() if word in arguments or value is not None})
-
-
-def _network_settings(configuration: Mapping[str, Any]) -> NetworkSettings:
-    arguments = configuration["architecture"]["arch_kwargs"]
-    given = {word: arguments[word] for word in _NETWORK_WORDS if word in arguments}
-    return NetworkSettings(batch_size=configuration["batch_size"], **given)
-
-
 def _holds(plans: Mapping[str, Any], configuration: str, assignment: str) -> bool:
     """Whether a key=value of --set is what these plans have already."""
     recipe_words, network_words = _sort_settings([assignment])
     recipe = from_dict(FineTuneRecipe, plans["nnssl"]["finetune"])
-    network = _network_settings(plans["configurations"][configuration])
-    return override(recipe, recipe_words) == recipe and override(network, network_words) == network
+    network = network_settings(plans["configurations"][configuration])
+    try:
+        return override(recipe, recipe_words) == recipe and override(network, network_words) == network
+    except ValueError:  # it does not even go with the others
+        return False
 
 
 def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,3 +223,22 @@ def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
     run = {key: value for key, value in section.get("run", {}).items() if key not in _FOLD_WORDS}
     networks = {name: config for name, config in plans["configurations"].items() if name != "pretrain"}
     return {**run, "finetune": section.get("finetune"), "configurations": networks}
+
+
+def _wished_by_recipe(section: Mapping[str, Any], planned: IntensityRange, seen: IntensityRange) -> bool:
+    """Whether the plans store another window than the encoder's because a paper's recipe does."""
+    preset = RECIPES.get(section.get("recipe") or "")
+    wishes = (preset.ct_window_hu, preset.mr_percentiles) if preset else ()
+    return (planned.low, planned.high) in wishes and planned.encoder_range == seen.encoder_range
+
+
+def _options(encoder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the encoder's line in the table; the number of input channels is adapted, not compared."""
+    differing = encoder_spec(encoder, options=options).options
+    return {key: value for key, value in differing.items() if key != "input_channels"}
+
+
+def _differing(options: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Options that others lack or have otherwise, "the table's options" where there is none."""
+    words = [f"{key}={value}" for key, value in options.items() if key not in others or others[key] != value]
+    return ", ".join(words) or "the table's options"

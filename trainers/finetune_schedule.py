@@ -13,13 +13,17 @@ def learning_rate(iteration: int, total: int, warmup: int, peak: float) -> float
 
 
 class IterationSchedule:
-    """Sets the learning rate of every parameter group before each iteration; nnU-Net calls `step` once an epoch."""
+    """Sets the learning rate of every parameter group before each iteration; nnU-Net calls `step` once an epoch.
+
+    A group keeps its share of the peak: the learning rate that it has when the schedule is made, relative to `peak`.
+    """
 
     def __init__(
         self, optimizer: Optimizer, peak: float, *, epochs: int, per_epoch: int, warmup_fraction: float
     ) -> None:
         self.optimizer = optimizer
         self.peak = peak
+        self.shares = [group["lr"] / peak for group in optimizer.param_groups]
         self.per_epoch = per_epoch
         self.total = epochs * per_epoch
         self.warmup = round(warmup_fraction * self.total)
@@ -35,5 +39,6 @@ class IterationSchedule:
 
     def _set(self, iteration: int) -> None:
         self.iteration = iteration
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(iteration, self.total, self.warmup, self.peak)
+        rate = learning_rate(iteration, self.total, self.warmup, self.peak)
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = share * rate

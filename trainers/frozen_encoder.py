@@ -1,32 +1,31 @@
-"""FrozenEncoderTrainer: nnU-Net's training procedure for a segmentor on a frozen, pretrained encoder."""
+"""FrozenEncoderTrainer: nnU-Net's training procedure for a segmentor on a pretrained encoder, frozen or tuned."""
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnssl.config import from_dict
-from nnssl.data.volumes import stored_cases
 from nnssl.inference.checkpoint import load_network, read_checkpoint
+from nnssl.losses.segmentation import bce_dice
+from nnssl.networks.segmentor import EncoderSegmentor, load_encoder_weights
+from nnssl.networks.tuning import trainable_groups
 from nnssl.recipe import FineTuneRecipe
-from nnssl.trainers.augmentation import AxisFirst, coarse_axis, for_stored_range, front, mirror_axes
 from nnssl.trainers.finetune_checkpoint import write_checkpoint
+from nnssl.trainers.finetune_data import FineTuneData
 from nnssl.trainers.finetune_schedule import IterationSchedule
-from nnssl.trainers.splits import cases_of_fold, labelled_subset, splits_for
+from nnssl.trainers.finetune_stop import EarlyStop, frozen_sha256, reason_to_stop
 
 STOCK_TRAINER = "nnUNetTrainer"  # the network is named in the plans, so nnU-Net's own trainer class can predict
 PRIVATE_KEYS = ("dataset", "patients")  # paths and case names of dataset.json
-TILT = 30 / 180 * np.pi  # nnU-Net: rotation of isotropic crops; crops of thick slices turn freely within the slice
 
 
-class FrozenEncoderTrainer(nnUNetTrainer):
+class FrozenEncoderTrainer(FineTuneData):
     """nnU-Net's trainer with AdamW, warm-up and cosine; every number comes from `plans["nnssl"]["finetune"]`.
 
     `plans["nnssl"]["run"]` holds what nnssl_train was asked for: {"mode", "num_labelled", "seed", ...}. Mode
@@ -54,10 +53,17 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = recipe.iterations_per_epoch
         self.num_val_iterations_per_epoch = recipe.val_iterations
         self.oversample_foreground_percent = recipe.foreground_oversampling
+        self.probabilistic_oversampling = self.rounds_to_none(recipe.foreground_oversampling)
         self.save_every = recipe.save_every
         self.enable_deep_supervision = False
         self.validate_with_mirroring = True
         self.has_encoder = self.run["mode"] != "pretrained"
+        self.frozen_hash: str | None = None  # of what is not trained, from the start of the training
+
+    def rounds_to_none(self, share: float) -> bool:
+        """Whether nnU-Net's "last share of a batch" is no crop at all; then every crop is drawn by chance."""
+        batch = self.configuration_manager.batch_size
+        return round(batch * (1 - share)) == batch
 
     # --- network and optimiser
 
@@ -65,18 +71,19 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         """Put pretrained weights into the encoder in place; no path is kept."""
         if not self.was_initialized:
             self.initialize()
-        self.bare_network().get_submodule("encoder").load_state_dict(weights)
+        load_encoder_weights(self.bare_network(), weights)
         self.has_encoder = True
 
-    def bare_network(self) -> nn.Module:
+    def bare_network(self) -> EncoderSegmentor:
         """The network without the wrappers of DDP and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network.module if isinstance(self.network, nn.parallel.DistributedDataParallel) else self.network
         return getattr(network, "_orig_mod", network)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, IterationSchedule]:
-        """AdamW over everything that is not frozen."""
-        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=self.initial_lr, weight_decay=self.weight_decay)
+        """AdamW over everything that is not frozen; the layers of a tuned encoder learn the slower the lower."""
+        decay = 1.0 if self.run["mode"] == "scratch" else self.recipe.layer_decay
+        groups = trainable_groups(self.bare_network(), self.initial_lr, decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
         schedule = IterationSchedule(
             optimizer,
             self.initial_lr,
@@ -86,17 +93,68 @@ class FrozenEncoderTrainer(nnUNetTrainer):
         )
         return optimizer, schedule
 
+    def _build_loss(self) -> Any:
+        """nnU-Net's cross entropy + Dice (regions: binary), or the recipe's binary cross entropy + Dice."""
+        if self.recipe.loss == "ce_dice":
+            return super()._build_loss()
+        return partial(bce_dice, ignore_label=self.label_manager.ignore_label)
+
     def train_step(self, batch: dict) -> dict:
         """nnU-Net's step; the learning rate moves on with every iteration."""
         outputs = super().train_step(batch)
         self.lr_scheduler.next_iteration()
         return outputs
 
+    def run_training(self) -> None:
+        """nnU-Net's loop; it ends early when the recipe's patience is over."""
+        if self.current_epoch and self._reason_to_stop():  # stopped before, or killed before the last checkpoint
+            return self.on_train_end()
+        try:
+            super().run_training()
+        except EarlyStop as reason:
+            self.print_to_log_file(str(reason))
+            self.on_train_end()
+
     def on_train_start(self) -> None:
-        """Refuse to train on an encoder that was never loaded."""
+        """Refuse to train on an encoder that was never loaded; remember what must not change."""
         if not self.has_encoder:
             raise RuntimeError("mode is 'pretrained' but set_encoder was not called; start with nnssl_train")
         super().on_train_start()
+        self.frozen_hash = self.frozen_hash or frozen_sha256(self.bare_network().encoder)[0]
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """nnU-Net's pseudo Dice; validation crops without foreground say nothing, the moving average stays."""
+        super().on_validation_epoch_end(val_outputs)
+        history = self.logger.get_value("ema_fg_dice", step=None)
+        if np.isnan(history[-1]):
+            history[-1] = history[-2] if len(history) > 1 else 0.0
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's log and checkpoints, then the question whether to go on."""
+        super().on_epoch_end()
+        reason = self._reason_to_stop()
+        if reason and self.current_epoch < self.num_epochs:
+            raise EarlyStop(reason)
+
+    def on_train_end(self) -> None:
+        """Check that nothing frozen has changed, then nnU-Net's final checkpoint.
+
+        Raises:
+            RuntimeError: a frozen tensor changed; no final checkpoint is written.
+        """
+        found, tensors = frozen_sha256(self.bare_network().encoder)
+        if self.frozen_hash is not None and found != self.frozen_hash:
+            raise RuntimeError(
+                f"the frozen part of the encoder changed in training: sha256 {found}, was {self.frozen_hash}"
+            )
+        everything = len(self.bare_network().encoder.state_dict())
+        if tensors and self.frozen_hash is not None:
+            what = "encoder" if tensors == everything else "frozen part of the encoder"
+            self.print_to_log_file(f"{what} unchanged: sha256 {found} ({tensors} of {everything} tensors)")
+        super().on_train_end()
+
+    def _reason_to_stop(self) -> str | None:
+        return reason_to_stop(self.logger.get_value("ema_fg_dice", step=None), self.recipe.early_stopping)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """The segmentor has one output."""
@@ -107,57 +165,6 @@ class FrozenEncoderTrainer(nnUNetTrainer):
     def _do_i_compile(self) -> bool:
         """Off unless nnUNet_compile says so: the gain on a frozen ViT does not pay for the waiting."""
         return "nnUNet_compile" in os.environ and super()._do_i_compile()
-
-    # --- data
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """(training, validation) cases of the fold: patients stay together, few labels are a nested subset."""
-        folder = Path(self.preprocessed_dataset_folder_base)
-        identifiers = stored_cases(Path(self.preprocessed_dataset_folder))
-        train, validation = cases_of_fold(splits_for(folder, identifiers), self.fold)
-        number = self.run.get("num_labelled")
-        if number is not None:
-            train = labelled_subset(train, number, self.run.get("seed", 0))
-        self.print_to_log_file(f"fold {self.fold}: {len(train)} training and {len(validation)} validation cases")
-        return train, validation
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
-        self,
-    ) -> tuple[tuple[float, float], bool, np.ndarray, tuple[int, ...]]:
-        """nnU-Net's choices with the coarse axis from the plan's spacing and mirroring from the labels' names."""
-        crop = np.array(self.configuration_manager.patch_size)
-        axis = coarse_axis(self.configuration_manager.spacing)
-        angle = TILT if axis is None else np.pi
-        loaded = np.array(get_patch_size(crop, *[(-angle, angle)] * 3, (0.85, 1.25)))
-        if axis is not None:
-            loaded[axis] = crop[axis]
-        axes = mirror_axes(self.dataset_json["labels"])
-        self.inference_allowed_mirroring_axes = axes
-        self.print_to_log_file(f"crop loaded before rotation: {loaded.tolist()}, mirrored axes: {axes}")
-        return (-angle, angle), axis is not None, loaded, axes
-
-    def get_training_transforms(  # type: ignore[override]
-        self,
-        patch_size: Any,
-        rotation_for_DA: Any,
-        deep_supervision_scales: Any,
-        mirror_axes: tuple[int, ...],
-        do_dummy_2d_data_aug: bool,
-        **options: Any,
-    ) -> BasicTransform:
-        """nnU-Net's transforms for stored [0, 1] volumes; thick slices are turned within the slice only."""
-        axis = coarse_axis(self.configuration_manager.spacing) if do_dummy_2d_data_aug else None
-        order = (0, 1, 2) if axis is None else front(axis)
-        stock = nnUNetTrainer.get_training_transforms(
-            [patch_size[index] for index in order],
-            rotation_for_DA,
-            deep_supervision_scales,
-            tuple(order.index(mirrored) for mirrored in mirror_axes),
-            do_dummy_2d_data_aug,
-            **options,
-        )
-        transforms = for_stored_range(stock)
-        return transforms if axis is None else AxisFirst(axis, transforms)
 
     # --- checkpoints and validation
 
@@ -177,6 +184,7 @@ class FrozenEncoderTrainer(nnUNetTrainer):
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "nnssl_trainer_name": type(self).__name__,
             "nnssl_run": self.run,
+            "nnssl_frozen_sha256": self.frozen_hash,
         }
         write_checkpoint(Path(filename), checkpoint)
 
@@ -196,6 +204,7 @@ class FrozenEncoderTrainer(nnUNetTrainer):
             advice="restore the plans and labels that it was trained with, or train a new -run",
         )
         self.has_encoder = True
+        self.frozen_hash = checkpoint.get("nnssl_frozen_sha256")
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])

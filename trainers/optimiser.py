@@ -1,7 +1,7 @@
 """AdamW for pretext tasks: which parameter learns how fast and how strongly it decays (3DINO, DINOv2)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,10 @@ from nnssl.losses.schedules import cosine, peak_learning_rate, warmup_cosine, ze
 from nnssl.recipe import PretrainRecipe
 
 TOKENS = ("cls_token", "pos_embed", "mask_token")
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+UNDECAYED = ("norm", "gamma", "relative_position_bias_table")  # and biases; the table as in the Swin paper's code
+PATCH_EMBED = ("patch_embed", "down_projection")  # of ViT and Swin, of Primus
+_BLOCK = re.compile(r"(?:eva\.)?(?:layers\.(\d+)\.)?blocks\.(\d+)\.")  # of Primus, Swin, ViT
+_MERGE = re.compile(r"layers\.(\d+)\.downsample\.")
 
 
 class Multipliers(NamedTuple):
@@ -41,7 +44,7 @@ def rates_at(step: int, recipe: PretrainRecipe) -> Rates:
         step,
         recipe.steps,
         warmup_steps=round(recipe.steps * recipe.warmup_fraction),
-        base=peak_learning_rate(recipe.base_lr, recipe.batch_size),
+        base=peak_learning_rate(recipe.base_lr, recipe.batch_size) if recipe.lr_rule == "sqrt" else recipe.base_lr,
         final=recipe.min_lr,
     )
     start, end = recipe.weight_decay
@@ -60,11 +63,11 @@ def build_optimiser(parts: Mapping[str, nn.Module], recipe: PretrainRecipe) -> t
     groups: dict[Multipliers, list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for part in parts.values():
-        depth = encoder_depth(part)
+        blocks = blocks_of(name for name, _ in part.named_parameters())
         for name, parameter in part.named_parameters():
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                groups.setdefault(multipliers_of(name, depth, recipe), []).append(parameter)
+                groups.setdefault(multipliers_of(name, blocks, recipe), []).append(parameter)
     if not groups:
         raise ValueError(f"pretext task trains nothing: no parameter of {sorted(parts)} requires a gradient")
     described = [{"params": parameters, **key._asdict()} for key, parameters in groups.items()]
@@ -78,34 +81,39 @@ def set_rates(optimiser: torch.optim.Optimizer, rates: Rates) -> None:
         group["weight_decay"] = rates.weight_decay * group["weight_decay_multiplier"]
 
 
-def multipliers_of(name: str, depth: int, recipe: PretrainRecipe) -> Multipliers:
+def multipliers_of(name: str, blocks: Sequence[str], recipe: PretrainRecipe) -> Multipliers:
     """Multipliers of a parameter by its name inside its part.
 
-    Tokens and patch embedding are layer 0, block i is layer i + 1, everything else (final norm, heads) layer depth + 1;
-    the learning rate falls by `layer_decay` per layer below the top. Biases, norms and layer scales do not decay; the
-    class token, the position table and the gains of the prototypes do, as in the reference.
+    Tokens and patch embedding are layer 0, block i is layer i + 1 with the merge that follows it, everything else
+    (final norm, heads) layer depth + 1; the learning rate falls by `layer_decay` per layer below the top. Biases, norms
+    and layer scales do not decay unless `decay_all`; the class token, the position table and the gains of the
+    prototypes do, as in the reference.
 
     Args:
         name: such as "blocks.3.attn.qkv.weight" or "last_layer.weight_v".
-        depth: number of blocks of the part; 0 for a head, which then learns at the full rate.
+        blocks: `blocks_of` the part; none for a head, which then learns at the full rate.
     """
-    lr = recipe.layer_decay ** (depth + 1 - _layer(name, depth))
-    if name.startswith("patch_embed"):
+    lr = recipe.layer_decay ** (len(blocks) + 1 - _layer(name, blocks))
+    if name.startswith(PATCH_EMBED):
         lr *= recipe.patch_embed_lr
-    decays = not (name.endswith(".bias") or "norm" in name or "gamma" in name)
+    decays = recipe.decay_all or not (name.endswith(".bias") or any(word in name for word in UNDECAYED))
     return Multipliers(lr, float(decays), "last_layer" in name)
 
 
-def encoder_depth(part: nn.Module) -> int:
-    """Number of blocks in a part, from its parameter names; 0 where it has none."""
-    return max((int(found[1]) + 1 for name, _ in part.named_parameters() if (found := _BLOCK.match(name))), default=0)
+def blocks_of(names: Iterable[str]) -> list[str]:
+    """Prefixes of a part's blocks in the order of the data: "blocks.0.", ... or "layers.0.blocks.0.", ..."""
+    found = {match[0]: (int(match[1] or 0), int(match[2])) for name in names if (match := _BLOCK.match(name))}
+    return sorted(found, key=lambda prefix: found[prefix])
 
 
-def _layer(name: str, depth: int) -> int:
-    block = _BLOCK.match(name)
+def _layer(name: str, blocks: Sequence[str]) -> int:
+    block, merge = _BLOCK.match(name), _MERGE.match(name)
     if block:
-        return int(block[1]) + 1
-    return 0 if depth and (name in TOKENS or name.startswith("patch_embed")) else depth + 1
+        return blocks.index(block[0]) + 1
+    if merge:
+        return max(i for i, prefix in enumerate(blocks, start=1) if prefix.startswith(f"layers.{merge[1]}."))
+    first = name.removeprefix("eva.") in TOKENS or name.startswith(PATCH_EMBED)
+    return 0 if blocks and first else len(blocks) + 1
 
 
 def _can_fuse() -> bool:

@@ -8,6 +8,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from nnssl.losses.health import HEALTH
+from nnssl.recipe import PretrainRecipe
+from nnssl.trainers.collapse import limits
 from nnssl.trainers.pretraining import Watcher
 from nnssl.visualization.curves import draw_curves, read_log
 
@@ -23,9 +26,10 @@ class RunLog(Watcher):
     A continued run drops the records after its checkpoint and repeats those steps.
     """
 
-    def __init__(self, folder: Path, steps: int, save_encoder: Callable[[int], None]) -> None:
-        self.folder, self.steps, self.save_encoder = folder, steps, save_encoder
-        self.every = -(-steps // LOGGED_STEPS)
+    def __init__(self, folder: Path, recipe: PretrainRecipe, save_encoder: Callable[[int], None]) -> None:
+        self.folder, self.steps, self.save_encoder = folder, recipe.steps, save_encoder
+        self.limits = limits(recipe)
+        self.every = -(-recipe.steps // LOGGED_STEPS)
 
     def started(self, first_step: int) -> None:
         """Open the files at the step where training begins."""
@@ -47,8 +51,7 @@ class RunLog(Watcher):
             rounded = {name: float(f"{value:.7g}") for name, value in values.items()}
             self.log.write(json.dumps({"step": step} | rounded) + "\n")
             for name, value in values.items():
-                group = "" if "/" in name else "cost/" if name in COSTS else "loss/"
-                self.board.add_scalar(group + name, value, step)
+                self.board.add_scalar(_group(name) + name, value, step)
 
     def saved(self, steps_done: int) -> None:
         """Write the encoder and redraw the curves."""
@@ -63,13 +66,20 @@ class RunLog(Watcher):
             "learning rate": ["lr"],
             "samples/s": ["samples_per_s"],
         }
-        draw_curves(records, panels, self.folder / CURVES)
+        draw_curves(records, panels, self.folder / CURVES, limits=self.limits)
 
     def close(self) -> None:
         """Close the files; also after an error."""
         for name in ("log", "board", "bar"):
             if hasattr(self, name):
                 getattr(self, name).close()
+
+
+def _group(name: str) -> str:
+    """Prefix under which TensorBoard shows a number; gradient norms have their own."""
+    if "/" in name:
+        return ""
+    return "cost/" if name in COSTS else "health/" if name in HEALTH else "loss/"
 
 
 def _keep_before(path: Path, first_step: int) -> None:

@@ -1,7 +1,7 @@
 """What pretraining reads from the plans of one or several data sets: recipe, geometry, stored cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class PretrainPlan:
     orientation: str
     axes: str
     recipe: PretrainRecipe
+    encoder_options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
 
     @property
     def coarse_axis(self) -> int:
@@ -58,6 +59,7 @@ def read_plan(datasets: Sequence[str], plans_name: str) -> PretrainPlan:
         orientation=values["orientation"],
         axes=values["axes"],
         recipe=from_dict(PretrainRecipe, values["recipe"]),
+        encoder_options=values["encoder_options"],
     )
 
 
@@ -130,6 +132,7 @@ def _planning(plans: dict[str, Any], dataset: str, plans_name: str) -> dict[str,
             "configuration": {key: configuration[key] for key in _SHARED_KEYS},
             "normalisation": sorted(set(configuration["normalization_schemes"])),  # one entry per channel
             "recipe": section["pretrain"],
+            "encoder_options": section.get("encoder_options", {}),
             **{key: section[key] for key in ("encoder", "intensity", "orientation", "axes")},
         }
     except KeyError as error:

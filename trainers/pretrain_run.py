@@ -8,6 +8,8 @@ from typing import Any
 
 from nnssl import __version__
 from nnssl.config import from_dict, to_dict
+from nnssl.encoders import encoder_spec
+from nnssl.encoders.base import EncoderSpec
 from nnssl.paths import dataset_id, load_json, pretrained_folder, save_json
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
@@ -25,9 +27,17 @@ class RunSettings:
 
     task: str
     plan: PretrainPlan
-    recipe: PretrainRecipe  # of the plan, with --set applied
+    recipe: PretrainRecipe  # of the plan, with the task's changes and --set applied
     fold: int | None = None  # whose validation cases were left out
     min_side: int = 0  # voxels
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        """The encoder to train; its native crop is the crop of the views."""
+        plan = self.plan
+        return encoder_spec(
+            plan.encoder, self.recipe.global_crop, intensity=plan.intensity, options=plan.encoder_options
+        )
 
     def default_name(self) -> str:
         """`threedino_vit_small_16_004_202`, with the fold where one was left out."""

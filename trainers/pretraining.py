@@ -15,6 +15,7 @@ from nnssl.networks.precision import has_fast_bf16
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint, save_checkpoint
+from nnssl.trainers.collapse import CollapseWatch
 from nnssl.trainers.optimiser import Rates, build_optimiser, rates_at, set_rates
 
 CHECKPOINT = "checkpoint_latest.pt"
@@ -51,22 +52,24 @@ class Run:
 def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe, run: Run) -> None:
     """Train `task` for `recipe.steps` steps and save it every `recipe.save_every` steps and at the end.
 
+    A save that falls into steps that look collapsed is left out, so that the checkpoint stays the last good state.
     Same seed, same run: a continued run repeats an uninterrupted one bit for bit on one CPU.
 
     Args:
         batches: batches(k) gives the stream of collated `task.prepare` outputs from step k on.
 
     Raises:
-        ValueError: loss or gradient is not finite (the last checkpoint stays), or the checkpoint has other settings.
+        ValueError: loss or gradient is not finite or the run has collapsed (the last good checkpoint stays), or the
+            checkpoint has other settings.
         OSError: the disk is full.
     """
     task.to(run.device).train()
-    parts = task.trained_parts()
-    optimiser = build_optimiser(parts, recipe)
+    optimiser = build_optimiser(task.trained_parts(), recipe)
     first = _resume(task, optimiser, recipe, run.folder) if run.resume else 0
     run.watcher.started(first)
     if first >= recipe.steps:
         return
+    watch, checkpoint = CollapseWatch(recipe), run.folder / CHECKPOINT
     stream = batches(first)
     for step in range(first, recipe.steps):
         begun = time.perf_counter()
@@ -74,22 +77,36 @@ def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe,
         loaded = time.perf_counter()
         rates = rates_at(step, recipe)
         set_rates(optimiser, rates)
-        task.begin_step(step, recipe.steps)
-        batch = task.augment(batch, generator_at(recipe.seed, _AUGMENT, step, device=run.device))
-        torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth draws from the global generator
-        with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
-            losses = task(batch)
-        optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norms = clip_gradients(parts, recipe.clip_norm)
-        values = _numbers(losses, norms)
-        _check_finite(values, step, run.folder / CHECKPOINT)
-        optimiser.step()
-        task.after_step(step, recipe.steps)
+        values = _learn(task, optimiser, batch, step=step, recipe=recipe, run=run)
         run.watcher.stepped(step, values | _costs(rates, recipe, begun, loaded))
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            _save(task, optimiser, recipe, run.folder / CHECKPOINT, step + 1)
+        if collapse := watch.see(step, values):
+            raise _stopped(step, collapse, checkpoint, "--set collapse_steps=0 trains on regardless")
+        last = step + 1 == recipe.steps
+        if last or ((step + 1) % recipe.save_every == 0 and not watch.suspicious):
+            _save(task, optimiser, recipe, checkpoint, step + 1)
             run.watcher.saved(step + 1)
+
+
+def _learn(
+    task: PretextTask, optimiser: torch.optim.Optimizer, batch: Batch, *, step: int, recipe: PretrainRecipe, run: Run
+) -> dict[str, float]:
+    """One step of optimiser, teacher and centres; returns losses, health numbers and gradient norms."""
+    parts = task.trained_parts()
+    task.begin_step(step, recipe.steps)
+    batch = task.augment(batch, generator_at(recipe.seed, _AUGMENT, step, device=run.device))
+    torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth draws from the global generator
+    with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
+        losses = task(batch)
+    optimiser.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    values = _numbers(losses, clip_gradients(parts, recipe.clip_norm))
+    wrong = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        reason = f"{', '.join(wrong[:3])}, expected finite numbers"
+        raise _stopped(step, reason, run.folder / CHECKPOINT, "a clip_norm of 1 to 3 (--set clip_norm=...) also helps")
+    optimiser.step()
+    task.after_step(step, recipe.steps)
+    return values
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -98,9 +115,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def clip_gradients(parts: dict[str, nn.Module], clip_norm: float) -> dict[str, Tensor]:
-    """Scale the gradients of each part to a norm of at most `clip_norm`; returns the norms before."""
+    """Scale the gradients of each part to a norm of at most `clip_norm` (0: any); returns the norms before."""
     return {
-        name: torch.nn.utils.clip_grad_norm_([p for p in part.parameters() if p.grad is not None], clip_norm)
+        name: torch.nn.utils.clip_grad_norm_(
+            [p for p in part.parameters() if p.grad is not None], clip_norm or math.inf
+        )
         for name, part in parts.items()
     }
 
@@ -127,17 +146,15 @@ def _costs(rates: Rates, recipe: PretrainRecipe, begun: float, loaded: float) ->
     }
 
 
-def _check_finite(values: dict[str, float], step: int, checkpoint: Path) -> None:
-    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if wrong:
-        kept = (
-            f"{checkpoint.name} holds the last good state" if checkpoint.is_file() else "no checkpoint was written yet"
-        )
-        named = ", ".join(f"{name}={value}" for name, value in list(wrong.items())[:3])
-        raise ValueError(
-            f"pretraining stopped at step {step}: {named}, expected finite numbers; {kept}; "
-            "start a new run with a lower base_lr or clip_norm (--set base_lr=...)"
-        )
+def _stopped(step: int, reason: str, checkpoint: Path, remedy: str) -> ValueError:
+    kept = "no checkpoint was written yet"
+    if checkpoint.is_file():
+        steps_done = load_checkpoint(checkpoint)["steps_done"]
+        kept = f"{checkpoint.name} holds the last good state, after {steps_done} steps"
+    return ValueError(
+        f"pretraining stopped at step {step}: {reason}; {kept}; "
+        f"start a new run with a lower base_lr (--set base_lr=...); {remedy}"
+    )
 
 
 def _save(

@@ -12,22 +12,29 @@ from nnssl.data.parallel import default_processes
 from nnssl.data.preprocessing import NnsslPreprocessor, copy_labels
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec, IntensityRange
+from nnssl.networks import DECODERS
 from nnssl.paths import preprocessed_folder
 from nnssl.planners.encoder_planner import (
     DEFAULT_ENCODER,
+    RECIPE_ENCODERS,
     EncoderPlanner,
+    Wishes,
     check_plans_name,
     default_plans_name,
     plan_together,
 )
 from nnssl.planners.explain import decision_table
+from nnssl.planners.intensity import choose_intensity
+from nnssl.planners.network import choose_decoder
+from nnssl.recipe import RECIPES
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.identify import identify
 
 CONFIGURATIONS = ("3d_fullres", "pretrain")
 EXAMPLES = """  nnssl_plan_and_preprocess -d 4
   nnssl_plan_and_preprocess -d 4 201 -e vit_small_8 -np 4
-  nnssl_plan_and_preprocess -d 101 -e vit_base_16 -intensity window:-175,250 -plans_name nnsslPlansSoftTissue"""
+  nnssl_plan_and_preprocess -d 101 -e vit_base_16 -intensity window:-175,250 -plans_name nnsslPlansSoftTissue
+  nnssl_plan_and_preprocess -d 101 --recipe smit_many -pretrained_weights smit.pt -plans_name nnsslPlansTuned"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +53,58 @@ def command() -> argparse.ArgumentParser:
         metavar="DATASET",
         help="[REQUIRED] data sets by number or name; the pretrain configuration is planned once over all of them",
     )
-    add("-e", metavar="ENCODER", help=f"[OPTIONAL] encoder, default {DEFAULT_ENCODER} or what the weights hold")
+    add(
+        "-e",
+        metavar="ENCODER",
+        help=f"[OPTIONAL] encoder; default what the weights hold, smit_96 for SMIT's recipes, else {DEFAULT_ENCODER}",
+    )
     add("-pretrained_weights", metavar="FILE", help="[OPTIONAL] plan for these weights: encoder, crop and intensity")
+    _add_network_words(words)
     add(
         "-intensity",
         metavar="RULE",
         help="[OPTIONAL] percentile, percentile:LOW,HIGH (percent of the whole image) or "
-        "window:LOW,HIGH (raw values); default: what the weights say, else the encoder's preset",
+        "window:LOW,HIGH (raw values); default: the recipe's, what the weights say, the encoder's preset; a window of "
+        "Hounsfield units becomes percentile:5,95 unless all channels are CT",
     )
     add("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="[OPTIONAL] default 8")
+    add("-plans_name", metavar="NAME", help="[OPTIONAL] default nnsslPlans_<encoder>")
+    add(
+        "-overwrite_target_spacing",
+        nargs=3,
+        type=float,
+        metavar=("X", "Y", "Z"),
+        help="[OPTIONAL] spacing of 3d_fullres in mm, X Y Z of RAS (nnU-Net's own flag is Z Y X); default: the "
+        "recipe's, what the encoder was made for, else nnU-Net's, refined until the tokens suffice",
+    )
+    _add_running_words(words)
+    return words
+
+
+def _add_network_words(words: argparse.ArgumentParser) -> None:
+    words.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"[OPTIONAL] {', '.join(RECIPES)}: fine-tune as a paper did (decoder, norm, frozen or trained encoder, "
+        "batch, crop, spacing, intensity, length, learning rate); default: the encoder's own crop and spacing, "
+        "3DINO's length, encoder frozen",
+    )
+    words.add_argument(
+        "-decoder",
+        metavar="NAME",
+        help=f"[OPTIONAL] {', '.join(DECODERS)}; default: the recipe's, else unet for ViT and ResEnc, swin_unetr for "
+        "Swin, unetr for Primus",
+    )
+    words.add_argument(
+        "-channels",
+        metavar="RULE",
+        help="[OPTIONAL] of several image channels: mix (one at a time, then mixed; default for ViT), replicate (all "
+        "at once, patch weights replicated; default for others) or reinit (all at once, new patch weights)",
+    )
+
+
+def _add_running_words(words: argparse.ArgumentParser) -> None:
+    add = words.add_argument
     add(
         "-c",
         nargs="+",
@@ -63,19 +113,10 @@ def command() -> argparse.ArgumentParser:
         help="[OPTIONAL] what to preprocess: "
         "3d_fullres pretrain; default both, only pretrain for data sets without labels. Both are always planned",
     )
-    add("-plans_name", metavar="NAME", help="[OPTIONAL] default nnsslPlans_<encoder>")
-    add(
-        "-overwrite_target_spacing",
-        nargs=3,
-        type=float,
-        metavar=("X", "Y", "Z"),
-        help="[OPTIONAL] spacing of 3d_fullres in mm, X Y Z of RAS (nnU-Net's own flag is Z Y X)",
-    )
     add("-np", type=int, metavar="N", help="[OPTIONAL] processes; default at most 2, for memory")
     add("--no_pp", action="store_true", help="[OPTIONAL] check and plan only")
     add("--clean", action="store_true", help="[OPTIONAL] check the scans again although no file has changed")
     add("--verify_dataset_integrity", action="store_true", help="[OPTIONAL] accepted; every scan is always checked")
-    return words
 
 
 def plan_and_preprocess(arguments: argparse.Namespace) -> int:
@@ -83,8 +124,10 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     processes = default_processes() if arguments.np is None else arguments.np
     if processes < 1:
         raise ValueError(f"-np {processes}: give 1 or more processes")
-    spec, source = choose_encoder(arguments)
     raws = list({raw.name: raw for raw in map(open_dataset, arguments.d)}.values())
+    channel_names = [name for raw in raws for name in raw.dataset_json["channel_names"].values()]
+    spec, source = choose_encoder(arguments, channel_names)
+    choose_decoder(spec, arguments.decoder, _wishes(arguments).preset)
     for raw in raws:
         check_plans_name(_plans_name(arguments, spec), raw.name)
     problems: list[str] = []
@@ -100,23 +143,26 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def choose_encoder(arguments: argparse.Namespace) -> tuple[EncoderSpec, str]:
-    """The encoder with its intensity range, and where that range comes from: flag, weights, preset, in this order."""
-    name, crop, intensity, options, source = arguments.e, None, None, {}, "the encoder's preset"
+def choose_encoder(arguments: argparse.Namespace, channel_names: Sequence[str]) -> tuple[EncoderSpec, str]:
+    """The encoder with the intensity range for these channels, and where that range comes from."""
+    name, crop, intensity, options = arguments.e, None, None, {}
     if arguments.pretrained_weights:
-        weights = read_weights(arguments.pretrained_weights)
-        found = identify(weights)
+        found = identify(read_weights(arguments.pretrained_weights))
         if name not in (None, found.encoder):
             raise ValueError(
                 f"-e {name} does not fit -pretrained_weights, which hold {found.encoder}; leave -e out or correct it"
             )
-        name, crop, options = found.encoder, found.native_crop, found.options
-        if found.intensity is not None:
-            intensity, source = found.intensity, "what the weights were trained with"
-    spec = encoder_spec(name or DEFAULT_ENCODER, crop, intensity=intensity, options=options)
-    if arguments.intensity:
-        return replace(spec, intensity=read_intensity(arguments.intensity, spec.intensity)), "-intensity"
-    return spec, source
+        name, crop, intensity, options = found.encoder, found.native_crop, found.intensity, found.options
+    name = name or RECIPE_ENCODERS.get(arguments.recipe, DEFAULT_ENCODER)
+    spec = encoder_spec(name, crop, intensity=intensity, options=options)
+    choice = choose_intensity(
+        spec.intensity,
+        channel_names,
+        flag=read_intensity(arguments.intensity, spec.intensity) if arguments.intensity else None,
+        recipe=_wishes(arguments).preset,
+        weights=intensity,
+    )
+    return replace(spec, intensity=choice.intensity), choice.why
 
 
 def read_intensity(text: str, preset: IntensityRange) -> IntensityRange:
@@ -141,6 +187,7 @@ def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSp
             plans_name=_plans_name(arguments, spec),
             overwrite_target_spacing=None if spacing is None else spacing[::-1],
             spec=spec,
+            wishes=_wishes(arguments),
         )
         for raw in raws
     ]
@@ -162,6 +209,10 @@ def _preprocess(arguments: argparse.Namespace, raws: list[RawDataset], spec: Enc
             failures = NnsslPreprocessor().run(raw.name, configuration, _plans_name(arguments, spec), processes)
             problems += [f"{raw.name} {configuration} case {case}: {text}" for case, text in failures.items()]
     return problems
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    return Wishes(arguments.recipe, arguments.decoder, arguments.channels)
 
 
 def _plans_name(arguments: argparse.Namespace, spec: EncoderSpec) -> str:

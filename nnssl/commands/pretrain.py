@@ -2,30 +2,34 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from nnssl.commands import command_line
+from nnssl.commands.pretrain_list import print_tables
 from nnssl.config import knows, override
 from nnssl.data.volumes import PreparedSamples, StoredVolumes, batches, default_workers
-from nnssl.encoders import ENCODERS, encoder_spec
+from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import check_crop
 from nnssl.paths import dataset_name
-from nnssl.pretext import TASKS, build_task
+from nnssl.pretext import build_task, task_named
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.pretrain_log import CURVES, LOG, TENSORBOARD, RunLog
 from nnssl.trainers.pretrain_plan import folders_of, read_plan
 from nnssl.trainers.pretrain_run import CONFIG_FILE, ENCODER_FILE, EncoderWriter, RunSettings, record_run, run_folder
 from nnssl.trainers.pretraining import CHECKPOINT, Run, autocast_dtype, pretrain
 
-DEFAULT_ENCODER = "vit_small_16"
+DEFAULT_ENCODER, DEFAULT_TASK = "vit_small_16", "threedino"
 EXAMPLES = """  nnssl_pretrain 4                                     3DINO with the default encoder and plans
   nnssl_pretrain 4 202 -t threedino -e vit_tiny_8 -f 0 -run mine
+  nnssl_pretrain 201 -t smit -e smit_96                SMIT on a Swin
   nnssl_pretrain 4 -e vit_tiny_8 -run mine --c         continue a run that was interrupted
   nnssl_pretrain 4 -e vit_tiny_8 --set steps=2000 batch_size=16 prototypes=4096
-  nnssl_pretrain --list                                known tasks and encoders
+  nnssl_pretrain --list                                tasks, their sources and defaults, encoders
+  nnssl_pretrain --list -t smit                        the same for one task
 """
 
 
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Console script."""
     parser = command_line.parser("nnssl_pretrain", __doc__ or "", EXAMPLES)
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help="[REQUIRED] number or name; several are mixed")
-    parser.add_argument("-t", default="threedino", metavar="TASK", help="[OPTIONAL] pretext task; default threedino")
+    parser.add_argument("-t", metavar="TASK", help=f"[OPTIONAL] pretext task; default {DEFAULT_TASK}")
     parser.add_argument("-e", metavar="ENCODER", help=f"[OPTIONAL] default: the plan's, else {DEFAULT_ENCODER}")
     parser.add_argument("-p", metavar="PLANS", help="[OPTIONAL] plans name; default nnsslPlans_ENCODER")
     parser.add_argument(
@@ -52,26 +56,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="[OPTIONAL] change the plan's recipe or the task's settings",
+        help="[OPTIONAL] change the recipe (the plan's, with what the task's paper changes) or the task's settings",
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="[OPTIONAL] list tasks and encoders with their settings")
+    parser.add_argument("--list", action="store_true", help="[OPTIONAL] list tasks and encoders with their defaults")
     command_line.add_device(parser)
     return command_line.run(_work, parser, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.list:
-        return _list()
+        if arguments.t:
+            task_named(arguments.t)
+        print_tables(arguments.t)
+        return 0
     settings, task_assignments = _settings(arguments)
     device = command_line.device(arguments)
     folder = run_folder(arguments.run or settings.default_name(), arguments.c)
     volumes = StoredVolumes(folders_of(settings.plan, settings.fold), settings.min_side)
     recipe = settings.recipe
     torch.manual_seed(recipe.seed)
-    task = build_task(arguments.t, settings.plan.encoder, recipe, settings.plan.intensity, task_assignments)
+    task = build_task(settings.task, settings.encoder, recipe, task_assignments)
     record = record_run(folder, settings.as_json(task), cases=volumes.cases, resume=arguments.c)
     _print_header(settings, volumes, folder, device)
-    log = RunLog(folder, recipe.steps, EncoderWriter(folder, task, settings, record=record))
+    log = RunLog(folder, recipe, EncoderWriter(folder, task, settings, record=record))
     samples, pinned = PreparedSamples(volumes, task.prepare, recipe.seed), device.type == "cuda"
     run = Run(folder, device, autocast_dtype(device), resume=arguments.c, watcher=log)
     try:
@@ -93,8 +100,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[RunSettings, list[str]]:
     """What to train, checked; and the assignments that belong to the task."""
     if not arguments.datasets:
         raise ValueError("no data set given; give numbers or names, for example: nnssl_pretrain 4 (--help shows more)")
-    if arguments.t not in TASKS:
-        raise ValueError(f"-t {arguments.t!r} is unknown; known tasks: {', '.join(TASKS)}")
+    name = arguments.t or DEFAULT_TASK
+    task = task_named(name)
     if arguments.e is not None:
         encoder_spec(arguments.e)
     datasets = list(dict.fromkeys(dataset_name(name) for name in arguments.datasets))
@@ -104,18 +111,15 @@ def _settings(arguments: argparse.Namespace) -> tuple[RunSettings, list[str]]:
             f"-e {arguments.e}: plans {plan.name!r} are for {plan.encoder}; "
             f"give -e {plan.encoder}, or plan with nnssl_plan_and_preprocess -e {arguments.e}"
         )
-    config = TASKS[arguments.t].Config
     for_recipe = [assignment for assignment in arguments.set if knows(PretrainRecipe, assignment)]
     for_task = [assignment for assignment in arguments.set if assignment not in for_recipe]
-    _check_known(for_task, config)
-    recipe = override(plan.recipe, for_recipe)
-    for crop in (recipe.global_crop, recipe.local_crop):
-        check_crop(encoder_spec(plan.encoder), crop)
-    if knows(
-        config, "depth_axis"
-    ):  # where a task crops one axis apart, that is the coarse one, unless the user says so
+    _check_known(for_task, task.Config)
+    recipe = override(dataclasses.replace(plan.recipe, **task.RECIPE), for_recipe)
+    if knows(task.Config, "depth_axis"):  # the axis that a task crops apart is the coarse one, unless the user says so
         for_task = [f"depth_axis={plan.coarse_axis}", *for_task]
-    return RunSettings(arguments.t, plan, recipe, arguments.f, arguments.min_side), for_task
+    settings = RunSettings(name, plan, recipe, arguments.f, arguments.min_side)
+    check_crop(settings.encoder, recipe.global_crop)
+    return settings, for_task
 
 
 def _check_known(assignments: Sequence[str], config: type) -> None:
@@ -131,16 +135,15 @@ def _names(config: type) -> list[str]:
 
 def _print_header(settings: RunSettings, volumes: StoredVolumes, folder: Path, device: torch.device) -> None:
     plan, recipe = settings.plan, settings.recipe
-    multiple = encoder_spec(plan.encoder).crop_multiple
-    tokens = [_tokens(crop, multiple) for crop in (recipe.global_crop, recipe.local_crop)]
+    tokens = [math.prod(settings.encoder.token_grid(crop)) for crop in (recipe.global_crop, recipe.local_crop)]
     passes = recipe.steps * recipe.batch_size / len(volumes)
     left_out = f", {volumes.left_out} image(s) below {settings.min_side} voxels left out" if volumes.left_out else ""
     fold = "" if settings.fold is None else f", without the validation cases of fold {settings.fold}"
     print(f"pretraining {plan.encoder} with {settings.task} on {', '.join(plan.datasets)} ({plan.name})")
     print(f"  data      {len(volumes.cases)} cases, {len(volumes)} images{fold}{left_out}")
     print(f"  spacing   {_times(plan.spacing_mm)} mm, intensity {plan.intensity}")
-    print(f"  crops     global {_times(recipe.global_crop)} ({tokens[0]} tokens), "
-          f"local {_times(recipe.local_crop)} ({tokens[1]} tokens)")  # fmt: skip
+    local = f", local {_times(recipe.local_crop)} ({tokens[1]} tokens)" if settings.task == "threedino" else ""
+    print(f"  crops     global {_times(recipe.global_crop)} ({tokens[0]} tokens){local}")
     print(f"  training  {recipe.steps} steps of batch {recipe.batch_size} = {passes:.1f} passes over the images")
     precision = {torch.bfloat16: "bfloat16", None: "float32"}[autocast_dtype(device)]
     print(f"  compute   {device}, {precision}, {default_workers()} data workers")
@@ -158,22 +161,6 @@ def _print_files(folder: Path) -> None:
         (TENSORBOARD, "the same for TensorBoard"),
     ):
         print(f"  {name:<21} {what}")
-
-
-def _list() -> int:
-    print("tasks (-t):")
-    for name, task in TASKS.items():
-        print(f"  {name:<14} settings: {', '.join(_names(task.Config))}")
-    print(f"recipe settings: {', '.join(_names(PretrainRecipe))}")
-    print(f"encoders (-e):\n  {', '.join(ENCODERS)}")
-    return 0
-
-
-def _tokens(crop: Sequence[int], multiple: int) -> int:
-    count = 1
-    for side in crop:
-        count *= side // multiple
-    return count
 
 
 def _times(values: Sequence[float]) -> str:

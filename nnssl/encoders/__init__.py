@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from nnssl.config import from_dict, to_dict
 from nnssl.encoders.base import Encoder, EncoderSpec, IntensityRange
+from nnssl.encoders.primus import PrimusShape
+from nnssl.encoders.resenc import ResEncShape
+from nnssl.encoders.swin import SwinShape
 from nnssl.encoders.vit import ViTShape
 
 
@@ -21,6 +24,16 @@ class EncoderShape(Protocol):
         """A freshly initialised network."""
 
 
+SMIT_REPOSITORY: dict[str, Any] = {"intensity_window": (-175.0, 250.0), "native_spacing": (2.0, 2.0, 2.0)}
+MONAI: dict[str, Any] = {
+    "qkv_bias": True,
+    "patch_norm": False,
+    "merge_order": "monai15",
+    "taps": "pre_block",
+    "clamp_window": True,
+    "intensity_window": (-1000.0, 1000.0),
+}
+
 ENCODERS: dict[str, EncoderShape] = {
     # name: width, blocks, heads, patch and default native side (voxels)
     "vit_tiny_16": ViTShape(192, 12, 3, 16, 96),
@@ -33,6 +46,21 @@ ENCODERS: dict[str, EncoderShape] = {
     "vit_base_8": ViTShape(768, 12, 12, 8, 64),
     "vit_large_8": ViTShape(1024, 24, 16, 8, 64),
     "vit_giant_8": ViTShape(1536, 40, 24, 8, 64),
+    # name: width, blocks and heads of the stages, window and default native side
+    "smit_96": SwinShape(48, (2, 2, 8, 2), (4, 4, 8, 16), 4, 96),
+    "smit_128": SwinShape(48, (2, 2, 8, 2), (4, 4, 8, 16), 4, 128),
+    "smit_s": SwinShape(96, (2, 2, 18, 2), (4, 4, 8, 16), 4, 96),
+    # heads of smit_p: not published; the paper's 586.1 M fit these (586.149 M), not 4, 4, 8, 16 (585.743 M)
+    "smit_p": SwinShape(128, (2, 2, 40, 4), (8, 16, 32, 64), 4, 128),
+    "smit_repo": SwinShape(48, (2, 2, 4, 2), (4, 4, 4, 4), 4, 96, **SMIT_REPOSITORY),
+    "swin_unetr": SwinShape(48, (2, 2, 2, 2), (3, 6, 12, 24), 7, 96, **MONAI),
+    "swin_tiny": SwinShape(24, (2, 2, 2, 2), (2, 2, 4, 8), 4, 64),  # for tests and laptops
+    # name: width, blocks, heads; patch 8, default native side 160
+    "primus_s": PrimusShape(396, 12, 6),
+    "primus_b": PrimusShape(792, 12, 12),
+    "primus_m": PrimusShape(864, 16, 12),
+    "primus_l": PrimusShape(1056, 24, 16),
+    "resenc_l": ResEncShape(),
 }
 
 

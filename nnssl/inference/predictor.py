@@ -1,6 +1,6 @@
 """nnU-Net's sliding-window predictor for models of nnssl: every intensity scheme, also in worker processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,19 @@ OUR_NETWORKS = "nnssl.networks."  # the only classes that a plans file may name
 
 
 class NnsslPredictor(nnUNetPredictor):
-    """nnU-Net's predictor; its plans manager is ours, so that spawned workers import our preprocessing."""
+    """nnU-Net's predictor; its plans manager is ours, so that spawned workers import our preprocessing.
 
-    def __init__(self, device: torch.device, *, step_size: float = 0.5, mirroring: bool = True, progress: bool = True):
-        if not 0 < step_size <= 1:
+    `step_size` is a fraction of the crop; None takes the model's recipe (3DINO overlaps by 0.75, SMIT by 0.5).
+    """
+
+    def __init__(
+        self, device: torch.device, *, step_size: float | None = 0.5, mirroring: bool = True, progress: bool = True
+    ) -> None:
+        if step_size is not None and not 0 < step_size <= 1:
             raise ValueError(f"-step_size {step_size:g}: must be above 0 and at most 1 (a fraction of the crop)")
+        self.given_step_size = step_size
         super().__init__(
-            tile_step_size=step_size,
+            tile_step_size=step_size or 0.5,
             use_mirroring=mirroring,
             perform_everything_on_device=device.type == "cuda",
             device=device,
@@ -43,6 +49,7 @@ class NnsslPredictor(nnUNetPredictor):
         """
         folder = Path(model_training_output_dir)
         plans, dataset_json = read_model_folder(folder)
+        self.tile_step_size = self.given_step_size or planned_step_size(plans)
         folds = use_folds or available_folds(folder, checkpoint_name)
         checkpoints = [read_checkpoint(folder / f"fold_{fold}" / checkpoint_name) for fold in folds]
         manager = PublishingPlans(plans, dataset_json["file_ending"])
@@ -82,6 +89,11 @@ def read_model_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "check -d, -p, -run, -c and -tr, or train with nnssl_train"
         )
     return load_json(folder / "plans.json"), load_json(folder / "dataset.json")
+
+
+def planned_step_size(plans: Mapping[str, Any]) -> float:
+    """Step between neighbouring crops as a fraction of their side, from the overlap in the model's recipe."""
+    return 1 - float(plans.get("nnssl", {}).get("finetune", {}).get("inference_overlap", 0.5))
 
 
 def available_folds(folder: Path, checkpoint_name: str) -> list[int | str]:

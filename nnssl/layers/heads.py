@@ -11,7 +11,15 @@ class ProjectionHead(nn.Module):
     Parameter names are the published ones: mlp.0, mlp.2, mlp.4, last_layer.weight_g, last_layer.weight_v.
     """
 
-    def __init__(self, width: int, *, hidden: int = 2048, bottleneck: int = 256, prototypes: int = 65536) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        prototypes: int = 65536,
+        trained_gain: bool = True,
+    ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
@@ -20,7 +28,7 @@ class ProjectionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.last_layer = Prototypes(bottleneck, prototypes)
+        self.last_layer = Prototypes(bottleneck, prototypes, trained_gain)
 
     def forward(self, features: Tensor) -> Tensor:
         """(rows, width) -> (rows, prototypes) float32 logits; 0 rows are allowed.
@@ -38,12 +46,12 @@ class ProjectionHead(nn.Module):
 class Prototypes(nn.Module):
     """Linear layer without bias whose rows are gain * direction (weight normalisation, arXiv:1602.07868).
 
-    The gain starts at 1 and is trained, as in DINOv2 and 3DINO (DINO v1 freezes it).
+    The gain starts at 1; it is trained in DINOv2 and 3DINO and stays 1 in DINO v1 and SMIT.
     """
 
-    def __init__(self, width: int, prototypes: int) -> None:
+    def __init__(self, width: int, prototypes: int, trained_gain: bool = True) -> None:
         super().__init__()
-        self.weight_g = nn.Parameter(torch.ones(prototypes, 1))
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=trained_gain)
         self.weight_v = nn.Parameter(torch.empty(prototypes, width))
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # PyTorch's default of a linear layer; its length sets
         # how fast AdamW turns a direction

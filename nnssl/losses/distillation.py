@@ -1,23 +1,25 @@
 """Self-distillation losses: targets from teacher logits, DINO, iBOT and KoLeo (DINOv2, arXiv:2304.07193; 3DINO).
 
 All functions compute in float32 at least and outside autocast: differences of large exponentials do not survive bf16.
-Every function works with and without an initialised process group; "rows" are the samples of one process.
+Every function works with and without an initialised process group; "rows" are the samples of one process, `scope` says
+whether those of the other processes count too ("global") or not ("process").
 """
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional as F
+
+from nnssl.losses.processes import gathered, highest, summed
 
 KOLEO_EPS = 1e-8  # reference: both inside the distance and inside the logarithm
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn_knopp(logits: Tensor, temperature: float, *, iterations: int = 3, scope: str = "global") -> Tensor:
     """Teacher targets with equally used prototypes (Caron et al. 2020, arXiv:2006.09882, appendix A).
 
     Args:
-        logits: (rows, K) teacher logits; rows of all processes form one problem. 0 rows are allowed.
+        logits: (rows, K) teacher logits; the rows within `scope` form one problem. 0 rows are allowed.
         temperature: > 0; 0.04 to 0.07 in 3DINO.
 
     Returns:
@@ -27,12 +29,12 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     """
     scaled = _full_precision(logits) / temperature
     prototypes = scaled.shape[1]
-    rows = _sum_over_processes(scaled.new_full((), len(scaled)))
-    highest = scaled.amax(0) if len(scaled) else scaled.new_full((prototypes,), -torch.inf)
-    targets = scaled.sub_(_max_over_processes(highest)).exp_()
+    rows = summed(scaled.new_full((), len(scaled)), scope)
+    peaks = scaled.amax(0) if len(scaled) else scaled.new_full((prototypes,), -torch.inf)
+    targets = scaled.sub_(highest(peaks, scope)).exp_()
     tiny = torch.finfo(targets.dtype).tiny
     for _ in range(iterations):
-        targets /= (_sum_over_processes(targets.sum(0)) * prototypes).clamp_min_(tiny)
+        targets /= (summed(targets.sum(0), scope) * prototypes).clamp_min_(tiny)
         targets /= (targets.sum(1, keepdim=True) * rows).clamp_min_(tiny)
     return targets.mul_(rows)
 
@@ -44,10 +46,10 @@ def centred_softmax(logits: Tensor, centre: Tensor, temperature: float) -> Tenso
 
 
 @torch.no_grad()
-def mean_logits(logits: Tensor) -> Tensor:
-    """(1, K) mean of teacher logits over the rows of all processes: what a centre moves towards."""
-    total = _sum_over_processes(_full_precision(logits).sum(0, keepdim=True))
-    rows = _sum_over_processes(total.new_full((), len(logits)))
+def mean_logits(logits: Tensor, scope: str = "global") -> Tensor:
+    """(1, K) mean of teacher logits over the rows within `scope`: what a centre moves towards."""
+    total = summed(_full_precision(logits).sum(0, keepdim=True), scope)
+    rows = summed(total.new_full((), len(logits)), scope)
     return total / rows.clamp_min(1)
 
 
@@ -103,13 +105,14 @@ def ibot_loss(
     return (cross_entropy(targets, logits, temperature) * weights).sum() / crops
 
 
-def koleo_loss(features: Tensor) -> Tensor:
+def koleo_loss(features: Tensor, scope: str = "global") -> Tensor:
     """Spread features evenly: -mean log distance to the nearest neighbour (Sablayrolles et al. 2019, arXiv:1806.03198).
 
     Args:
-        features: (rows, D) of different images, before the head; L2-normalised here. Neighbours are sought within one
-            process, as in the reference. Fewer than two rows have no neighbour and give 0.
+        features: (rows, D) of different images, before the head; L2-normalised here. Neighbours are sought within
+            `scope` (reference: "process"). Fewer than two rows have no neighbour and give 0.
     """
+    features = gathered(features, scope)
     if len(features) < 2:
         return features.sum() * 0.0
     with torch.autocast(features.device.type, enabled=False):
@@ -121,38 +124,5 @@ def koleo_loss(features: Tensor) -> Tensor:
         return -(distance + KOLEO_EPS).log().mean()
 
 
-@torch.no_grad()
-def target_entropy(targets: Tensor) -> Tensor:
-    """Mean entropy of target rows in nats: 0 = one-hot, ln K = uninformative."""
-    return torch.special.entr(targets).sum(-1).mean()
-
-
-@torch.no_grad()
-def prototype_usage(targets: Tensor) -> Tensor:
-    """Distinct winning prototypes / the most that the rows could have; 1 = every row its own, towards 0 = collapse."""
-    rows, prototypes = targets.shape
-    won = torch.zeros(prototypes, device=targets.device).scatter_(0, targets.argmax(-1), 1.0)
-    return won.sum() / min(rows, prototypes)
-
-
-@torch.no_grad()
-def feature_spread(features: Tensor) -> Tensor:
-    """Standard deviation of L2-normalised features (rows, D) times sqrt(D): about 1 = isotropic, 0 = collapse."""
-    unit = F.normalize(_full_precision(features), dim=-1)
-    return unit.var(0, unbiased=False).sum().sqrt()
-
-
 def _full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _sum_over_processes(tensor: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
-    return tensor
-
-
-def _max_over_processes(tensor: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnssl.encoders.base import EncoderSpec
 from nnssl.encoders.vit import VisionTransformer
 from nnssl.networks.interactions import LEVELS, Interaction, Layout, to_map, to_tokens
+from nnssl.networks.necks import channels_apart, count_passes
 from nnssl.networks.spatial_prior import SpatialPrior, initialise_convolutions
 
 PATCHES = (8, 16)
@@ -23,8 +25,9 @@ def default_width(dim: int) -> int:
 class ViTAdapter(nn.Module):
     """Volumes (B, C, X, Y, Z) to four maps of `width` channels at strides p/8, p/4, p/2, p for ViT patch p.
 
-    The ViT sees one channel at a time, the spatial prior all of them. The frozen ViT is not the bottleneck (10 % of
-    the reference's forward pass): `width` is, and channels are reduced to it before any up-sampling.
+    A ViT of one channel sees channels one at a time, the spatial prior all of them. The frozen ViT is not the
+    bottleneck (10 % of the reference's forward pass): `width` is, and channels are reduced to it before any
+    up-sampling.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class ViTAdapter(nn.Module):
     ) -> None:
         """`width` equal to the ViT's reproduces the reference; offset_order "reference" its permuted axes too."""
         super().__init__()
-        _check(encoder, width)
+        _check(encoder.spec, width)
+        passes = count_passes(encoder, input_channels)
+        encoder.norm.requires_grad_(False)  # not used: tokens are tapped before it
         self.encoder, self.offset_order = encoder, offset_order
         self.channels = (width,) * STAGES
         self.strides = tuple(encoder.patch // 8 * scale for scale in (1, 2, 4, 8))
@@ -49,7 +54,7 @@ class ViTAdapter(nn.Module):
         )
         self.up = nn.ConvTranspose3d(width, width, 2, stride=2)
         for level in range(1, STAGES + 1):
-            self.add_module(f"channel_merge{level}", nn.Conv3d(encoder.dim * input_channels, width, 1))
+            self.add_module(f"channel_merge{level}", nn.Conv3d(encoder.dim * passes, width, 1))
             self.add_module(f"norm{level}", nn.BatchNorm3d(width))
         for part in (self.spm, self.interactions, self.up):
             initialise_convolutions(part)
@@ -62,7 +67,7 @@ class ViTAdapter(nn.Module):
         features = torch.cat(
             [to_tokens(prior) + embed for prior, embed in zip(coarser, self.level_embed, strict=True)], dim=1
         )
-        tokens = self.encoder.embed(volume.flatten(0, 1).unsqueeze(1), position_rule="size")
+        tokens = self.encoder.embed(channels_apart(self.encoder, volume), position_rule="size")
         taps = []
         for interaction in self.interactions:
             tokens, features = interaction(self.encoder, tokens, features, layout)
@@ -88,12 +93,20 @@ class ViTAdapter(nn.Module):
         return to_map(stacked, layout.grid)
 
 
-def _check(encoder: VisionTransformer, width: int) -> None:
-    if encoder.depth % STAGES:
-        raise ValueError(
-            f"ViT-Adapter on a ViT of {encoder.depth} blocks: the depth must be a multiple of {STAGES} stages"
-        )
-    if encoder.patch not in PATCHES:
-        raise ValueError(f"ViT-Adapter on a ViT of patch {encoder.patch}: allowed patches are {PATCHES}")
+def why_no_adapter(spec: EncoderSpec) -> str | None:
+    """Why a ViT-Adapter cannot stand on this encoder; None where it can."""
+    if spec.family != "vit":
+        return f"the ViT-Adapter needs a vision transformer, this encoder is a {spec.family}"
+    if spec.depth % STAGES:
+        return f"ViT-Adapter on a ViT of {spec.depth} blocks: the depth must be a multiple of {STAGES} stages"
+    if spec.strides[0] not in PATCHES:
+        return f"ViT-Adapter on a ViT of patch {spec.strides[0]}: allowed patches are {PATCHES}"
+    return None
+
+
+def _check(spec: EncoderSpec, width: int) -> None:
+    reason = why_no_adapter(spec)
+    if reason:
+        raise ValueError(reason)
     if width <= 0 or width % STAGES:
         raise ValueError(f"ViT-Adapter of width {width}: must be a positive multiple of {STAGES}")

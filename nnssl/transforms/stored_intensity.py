@@ -12,11 +12,11 @@ def percentile_bounds(image: NDArray[np.floating], low: float, high: float) -> B
     """Intensities that become 0 and 1: two percentiles (in percent, linear interpolation) of the WHOLE image.
 
     Take them before any cropping: 3DINO (and MONAI's ScaleIntensityRangePercentiles) does, and zeros around the body
-    move percentiles.
+    move percentiles. The SMIT benchmark clips MR at 5 and 95 and does not say of what; here it is the whole image too.
 
-    Deviation: where both percentiles coincide (more than 99.9 % of the voxels share one value) the reference returns
-    `(value - percentile) - 1`, unscaled and unclipped, for the range [-1, 1]; here the image's minimum and maximum
-    are used, so that the result still spans [0, 1].
+    Deviation: where both percentiles coincide (with 0.05 and 99.95, more than 99.9 % of the voxels share one value;
+    with 5 and 95, more than 90 %) the reference returns `(value - percentile) - 1`, unscaled and unclipped, for the
+    range [-1, 1]; here the image's minimum and maximum are used, so that the result still spans [0, 1].
 
     Raises:
         ValueError: a voxel is NaN or infinite, or all voxels are equal.

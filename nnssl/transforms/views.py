@@ -1,4 +1,4 @@
-"""3D random resized crops and random orientations: how one volume becomes the views of a multi-crop objective.
+"""Random crops of one volume, resized and turned or left as they are: the views of a pretext task.
 
 "Volume" is (C, X, Y, Z). One axis, `depth_axis`, is the coarse one; the other two form the plane. Every draw comes
 from the generator that is passed in.
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 ATTEMPTS = 10  # draws of a plane before the fallback (as in 2D, Inception crops)
 PLANES = ((0, 1), (0, 2), (1, 2))
+SAMPLINGS = ("whole", "subvolume", "min_overlap")
 
 Shape = tuple[int, int, int]
 
@@ -33,6 +34,48 @@ class CropRule:
             low, high = getattr(self, name)
             if not (0 < low <= high and (name == "ratio" or high <= 1)):
                 raise ValueError(f"CropRule.{name}=({low:g}, {high:g}): expected 0 < low <= high (<= 1 for a share)")
+
+
+@dataclass(frozen=True)
+class ViewSampling:
+    """Where the views of one volume lie relative to each other; none is resized.
+
+    whole: independently anywhere in the volume, so two views can be disjoint (SMIT's paper: "from whole images").
+    subvolume: all within one random region of `subvolume` times the view's sides (SMIT's code: 128 for views of 96, so
+        two views share at least 64 of 96 voxels per axis).
+    min_overlap: every view shares at least `overlap` of each axis with the first one.
+    """
+
+    kind: str = "whole"
+    subvolume: float = 4 / 3
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in SAMPLINGS:
+            raise ValueError(f"view sampling {self.kind!r} is unknown; known: {', '.join(SAMPLINGS)}")
+        if self.subvolume < 1:
+            raise ValueError(f"view sampling: subvolume={self.subvolume:g} must be 1 view or more")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"view sampling: overlap={self.overlap:g} must lie between 0 and 1")
+
+
+WHOLE = ViewSampling()
+
+
+def plain_views(
+    volume: Tensor, size: Shape, *, count: int, generator: torch.Generator, sampling: ViewSampling = WHOLE
+) -> Tensor:
+    """`count` random crops (count, C, *size) at the stored resolution; a smaller volume is padded with 0, centred."""
+    volume = _padded(volume, size)
+    starts = [
+        _axis_starts(full, side, count=count, generator=generator, sampling=sampling)
+        for full, side in zip(_shape(volume), size, strict=True)
+    ]
+    boxes = [
+        tuple(slice(start, start + side) for start, side in zip(corner, size, strict=True))
+        for corner in zip(*starts, strict=True)
+    ]
+    return torch.stack([volume[(slice(None), *box)] for box in boxes])
 
 
 def random_view(volume: Tensor, rule: CropRule, *, size: Shape, depth_axis: int, generator: torch.Generator) -> Tensor:
@@ -105,6 +148,26 @@ def _random_plane(
     rows = round(min(height, width / ratio) * size[0])
     columns = round(min(width, height * ratio) * size[1])
     return max(1, rows), max(1, columns)
+
+
+def _axis_starts(full: int, side: int, *, count: int, generator: torch.Generator, sampling: ViewSampling) -> list[int]:
+    """Starts of `count` views of `side` voxels along an axis of `full` voxels."""
+    last = full - side
+    if sampling.kind == "subvolume":
+        room = min(round(sampling.subvolume * side), full) - side
+        corner = _integer(generator, last - room + 1)
+        return [corner + _integer(generator, room + 1) for _ in range(count)]
+    first = _integer(generator, last + 1)
+    reach = int(side * (1 - sampling.overlap)) if sampling.kind == "min_overlap" else last
+    low, high = max(0, first - reach), min(last, first + reach)
+    return [first, *(low + _integer(generator, high - low + 1) for _ in range(count - 1))]
+
+
+def _padded(volume: Tensor, size: Shape) -> Tensor:
+    missing = [max(0, side - full) for full, side in zip(_shape(volume), size, strict=True)]
+    if not any(missing):
+        return volume
+    return F.pad(volume, [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)])
 
 
 def _shape(volume: Tensor) -> Shape:

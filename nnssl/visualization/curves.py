@@ -26,12 +26,19 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return records
 
 
-def draw_curves(records: Sequence[Record], panels: Mapping[str, Sequence[str]], path: Path) -> None:
+def draw_curves(
+    records: Sequence[Record],
+    panels: Mapping[str, Sequence[str]],
+    path: Path,
+    *,
+    limits: Mapping[str, Sequence[float]] | None = None,
+) -> None:
     """Write a PNG with one panel per title, each showing the named numbers over the step.
 
     Args:
         records: one mapping per logged step; "step" is the horizontal axis. Numbers that a record lacks are skipped.
         panels: title -> names; a name ending in "/" stands for all names that begin with it.
+        limits: title -> heights of dashed lines, beyond which a number is alarming.
     """
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -42,10 +49,12 @@ def draw_curves(records: Sequence[Record], panels: Mapping[str, Sequence[str]], 
         for name in _expand(names, records):
             points = [(record["step"], record[name]) for record in thinned if name in record]
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 20 else None)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend(fontsize="small")
+        for height in (limits or {}).get(title, ()):
+            axes.axhline(height, color="firebrick", linestyle="--", linewidth=0.8)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -1,13 +1,16 @@
 """Encoder files: written as safetensors with a header, read from any known format found by content, never by suffix."""
 
-import hashlib
+import argparse
 import pickle
 import re
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +18,12 @@ from torch import Tensor
 
 from nnssl.encoders.base import Encoder
 from nnssl.paths import atomic_write
-from nnssl.weights.formats import find_tensors, read_layout
+from nnssl.weights.formats import read_layout
 from nnssl.weights.header import EncoderHeader, header_from_text, header_to_text
+from nnssl.weights.hub import fetch
+from nnssl.weights.hub import sha256 as sha256  # those who read files also record them
+from nnssl.weights.layout import Facts
+from nnssl.weights.unwrap import unwrap
 
 METADATA_KEY = "nnssl"
 ZIP_START = b"PK\x03\x04"
@@ -31,8 +38,9 @@ class Weights:
 
     tensors: dict[str, Tensor]
     header: EncoderHeader | None  # only in files of nnssl
-    format_name: str  # "nnssl", "3dino"
+    format_name: str  # "nnssl", "nnssl_train" or a key of nnssl.weights.formats.LAYOUTS
     notes: list[str] = field(default_factory=list)  # what was chosen and left out while reading
+    facts: Facts = field(default_factory=Facts)  # what the file says beyond the shapes of its tensors
 
 
 def save_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader) -> None:
@@ -55,23 +63,39 @@ def save_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader) -> N
         temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
 
 
-def read_weights(path: Path | str) -> Weights:
+def read_weights(path: Path | str, options: Mapping[str, Any] | None = None) -> Weights:
     """Read a weight file of any known format; nothing in it is executed.
+
+    Args:
+        path: a file, a URL, or hf://ORG/REPO/FILE@REVISION; see `nnssl.weights.hub.fetch`.
+        options: fields of the encoder's line in ENCODERS that replace what the format forces, where the user knows
+            better: {"merge_order": "monai15"} for a SwinUNETR that was trained with MONAI 1.5 or later.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is not a weight file, is damaged, or holds no known layout; one line with the reason.
     """
-    path = Path(path)
+    given, path = path, fetch(path)
     try:
         content, header = _read_content(path)
         if header is not None:
-            return Weights(content, header, "nnssl")
-        tensors, chosen = find_tensors(content)
-        found, format_name, left_out = read_layout(tensors)
+            facts = Facts(header.encoder, header.native_crop, header.encoder_options, header.intensity)
+            weights = Weights(content, header, "nnssl", facts=facts)
+        else:
+            checkpoint = unwrap(content)
+            reading, layout = read_layout(checkpoint)
+            weights = Weights(reading.tensors, None, layout, checkpoint.notes + reading.notes, reading.facts)
     except ValueError as error:
-        raise ValueError(f"reading weights {path}: {error}") from error
-    return Weights(found, None, format_name, chosen + left_out)
+        raise ValueError(f"reading weights {given}: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # plans and settings of another make
+        raise ValueError(f"reading weights {given}: what lies beside its tensors is damaged ({error})") from error
+    return _with_options(weights, options) if options else weights
+
+
+def _with_options(weights: Weights, options: Mapping[str, Any]) -> Weights:
+    facts = replace(weights.facts, options=weights.facts.options | dict(options))
+    note = "as asked: " + ", ".join(f"{key} {value}" for key, value in options.items())
+    return replace(weights, facts=facts, notes=[*weights.notes, note])
 
 
 def read_header(path: Path | str) -> EncoderHeader | None:
@@ -84,15 +108,6 @@ def read_header(path: Path | str) -> EncoderHeader | None:
             return _header_of(file)
     except ValueError as error:
         raise ValueError(f"reading weights {path}: {error}") from error
-
-
-def sha256(path: Path | str) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _kind(path: Path) -> str:
@@ -123,10 +138,13 @@ def _read_content(path: Path) -> tuple[Any, EncoderHeader | None]:
     if kind == "safetensors":
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, _header_of(file)  # noqa: SIM118
-    installed = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if kind == "pickle" and installed < SAFE_LEGACY_TORCH:
+    if kind == "pickle" and _installed_torch() < SAFE_LEGACY_TORCH:
         raise ValueError(f"an old-style PyTorch file is safe to read from PyTorch 2.6 on, this is {torch.__version__}")
     return _read_torch(path), None
+
+
+def _installed_torch() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -144,11 +162,12 @@ def _header_of(file: Any) -> EncoderHeader | None:
 def _read_torch(path: Path) -> Any:
     """Tensors and plain containers of a PyTorch file; other objects are refused, not built."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():  # given a path, newer versions go by its suffix
+        # an open file, because newer versions of PyTorch go by the suffix of a path
+        with path.open("rb") as file, _plain_values(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol; the error says what is wrong
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?|function|class)\s+`?([\w.]+)`?", str(error))
+        found = re.search(r"(?:GLOBAL|global:?|function|class)\s+`?((?!GLOBAL)[\w.]+)`?", str(error))
         what = found.group(1) if found else "objects"
         raise ValueError(
             f"it asks for {what}, which is not a tensor, or is damaged; nothing was run; save only the state dict"
@@ -156,6 +175,19 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
         raise ValueError(f"the PyTorch file is truncated or damaged ({reason}); copy it again") from error
+
+
+@contextmanager
+def _plain_values() -> Iterator[None]:
+    """Let numpy scalars (a best accuracy) and argparse's namespace pass: they hold values and run nothing."""
+    if _installed_torch() < (2, 6):  # cannot be told by name; such files are refused
+        yield
+        return
+    scalar: Any = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+    older = (scalar, "numpy.core.multiarray.scalar")  # its name before numpy 2
+    with torch.serialization.safe_globals([scalar, older, np.dtype, *kinds, argparse.Namespace]):
+        yield
 
 
 def _as_os_error(error: SafetensorError) -> OSError:

@@ -1,18 +1,15 @@
-"""Which encoder a set of tensors belongs to, told from their names and shapes."""
+"""Which encoder a set of tensors belongs to, told from their names and shapes and from what their file says."""
 
-import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
+from nnssl.config import to_dict
 from nnssl.encoders import ENCODERS, build_encoder, encoder_spec
 from nnssl.encoders.base import Encoder, EncoderSpec, IntensityRange
-from nnssl.encoders.vit import ViTShape
 from nnssl.weights.encoder_file import Weights
-
-Crop = tuple[int, int, int]
-BLOCK = re.compile(r"blocks\.\d+\.")
+from nnssl.weights.layout import Crop, Facts
+from nnssl.weights.sizes import FAMILIES, Family, Sizes, cube, family_of
 
 
 @dataclass(frozen=True)
@@ -33,73 +30,67 @@ class Identity:
         """An encoder that the file fits, with fresh weights."""
         return build_encoder(self.encoder, native_crop=self.native_crop, intensity=self.intensity, options=self.options)
 
+    def with_channels(self, input_channels: int) -> "Identity":
+        """The same encoder for another number of image channels; loading adapts the first convolution."""
+        options = {key: value for key, value in self.options.items() if key != "input_channels"}
+        if to_dict(ENCODERS[self.encoder])["input_channels"] != input_channels:
+            options["input_channels"] = input_channels
+        return replace(self, options=options)
 
-@dataclass(frozen=True)
-class FoundViT:
-    """A vision transformer as its tensors show it."""
 
-    dim: int
-    depth: int
-    patch: int  # voxels
-    cells: int  # entries of the position table without the class token
+def identify(weights: Weights, prefer: str | None = None) -> Identity:
+    """The encoder of a weight file: what the file says, else what its tensors show.
 
-    @property
-    def name(self) -> str | None:
-        """Its name in the table of encoders, or None."""
-        for name, shape in ENCODERS.items():
-            if isinstance(shape, ViTShape) and (shape.dim, shape.depth, shape.patch) == self._size:
-                return name
+    Args:
+        prefer: a name of ENCODERS to take where several fit equally well (smit_96 and smit_128 have the same
+            tensors); another encoder than this may still be the answer.
+
+    Raises:
+        ValueError: the tensors are of no known encoder.
+    """
+    facts = weights.facts
+    if facts.encoder is not None:
+        crop = facts.native_crop or encoder_spec(facts.encoder, options=facts.options).native_crop
+        return Identity(facts.encoder, crop, facts.options, facts.intensity)
+    family = FAMILIES[family_of(weights.tensors)]
+    sizes = family.measure(weights.tensors)
+    name, options = nearest_line(family, sizes, facts, prefer)
+    crop = facts.native_crop or _table_crop(sizes) or encoder_spec(name, options=options).native_crop
+    return Identity(name, crop, options, facts.intensity)
+
+
+def nearest_line(family: Family, sizes: Sizes, facts: Facts, prefer: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The line of ENCODERS that differs least from sizes and forced switches, and the options that differ."""
+    values = sizes.values | facts.options
+    lines = {name: to_dict(line) for name, line in ENCODERS.items() if isinstance(line, family.line)}
+    differing = {name: _differences(line, values) for name, line in lines.items()}
+    side = facts.native_crop[0] if facts.native_crop else None
+
+    def distance(name: str) -> tuple[int, bool, bool]:
+        return len(differing[name]), name != prefer, side is not None and lines[name]["native_side"] != side
+
+    name = min(differing, key=distance)
+    if "heads" not in values and any(key in differing[name] for key in family.heads_of):
+        raise ValueError(
+            f"the weights hold a {family.title} ({sizes}), which is none of the known encoders: {', '.join(lines)}; "
+            "to use it all the same give its heads, which no tensor shows, as an option"
+        )
+    return name, differing[name]
+
+
+def _differences(line: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in line or line[key] != value}
+
+
+def _table_crop(sizes: Any) -> Crop | None:
+    """The native crop that a position table shows; native crops of other packages are cubes."""
+    if not hasattr(sizes, "cells"):
         return None
-
-    @property
-    def grid(self) -> Crop | None:
-        """The position table as a cube, or None where its entries do not fill one."""
-        side = round(self.cells ** (1 / 3))
-        return (side, side, side) if side**3 == self.cells else None
-
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        return self.dim, self.depth, self.patch
-
-    def __str__(self) -> str:
-        return f"{self.name or 'ViT'} (dim {self.dim}, depth {self.depth}, patch {self.patch})"
-
-
-def find_vit(tensors: dict[str, Tensor]) -> FoundViT:
-    """Sizes of the vision transformer that the tensors belong to."""
-    missing = [name for name in ("patch_embed.proj.weight", "pos_embed") if name not in tensors]
-    if missing:
-        raise ValueError(f"the weights hold no vision transformer: {' and '.join(missing)} missing")
-    kernel = tensors["patch_embed.proj.weight"]
-    if kernel.ndim != 5:
+    grid = cube(sizes.cells)
+    if grid is None:
         raise ValueError(
-            f"the weights hold a ViT whose patch kernel has shape {tuple(kernel.shape)}; "
-            "expected (dim, 1, patch, patch, patch) of a 3D encoder"
+            f"the weights hold {sizes.cells} positions, which fill no cube; "
+            "only files that say so may have another native crop"
         )
-    table = tensors["pos_embed"]
-    if table.ndim != 3:
-        raise ValueError(f"pos_embed has shape {tuple(table.shape)}; expected (1, 1 + positions, dim)")
-    blocks = [int(name.split(".")[1]) for name in tensors if BLOCK.match(name)]
-    return FoundViT(kernel.shape[0], max(blocks, default=-1) + 1, kernel.shape[-1], table.shape[1] - 1)
-
-
-def infer_vit(tensors: dict[str, Tensor]) -> tuple[str, Crop]:
-    """(encoder name, native crop in voxels) of weights without a header; native crops of other packages are cubes."""
-    found = find_vit(tensors)
-    if found.name is None:
-        raise ValueError(f"the weights hold a {found}, which is none of the known encoders: {', '.join(ENCODERS)}")
-    if found.grid is None:
-        raise ValueError(
-            f"the weights hold a {found} with {found.cells} positions, which fill no cube; "
-            "only files of nnssl may have another native crop"
-        )
-    x, y, z = (cells * found.patch for cells in found.grid)
-    return found.name, (x, y, z)
-
-
-def identify(weights: Weights) -> Identity:
-    """The encoder of a weight file: what its header says, else what its tensors show."""
-    header = weights.header
-    if header is not None:
-        return Identity(header.encoder, header.native_crop, header.encoder_options, header.intensity)
-    return Identity(*infer_vit(weights.tensors))
+    x, y, z = (side * sizes.patch for side in grid)
+    return x, y, z

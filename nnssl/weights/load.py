@@ -1,21 +1,26 @@
 """Weights into an encoder, with a report; nothing is left out silently."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nnssl.config import to_dict
+from nnssl.encoders import ENCODERS
 from nnssl.encoders.base import Encoder
-from nnssl.encoders.vit import VisionTransformer
-from nnssl.layers.position import resample_positions
+from nnssl.weights.channels import fit_channels
 from nnssl.weights.encoder_file import Weights, read_weights
-from nnssl.weights.identify import find_vit
+from nnssl.weights.identify import identify
+from nnssl.weights.positions import fit_positions
+from nnssl.weights.sizes import FAMILIES, family_of
+from nnssl.weights.unwrap import Tensors
 
 SHOWN = 4  # names in a message
-POSITIONS = "pos_embed"
+SWITCHES = ("window_reverse", "merge_order", "taps", "clamp_window", "axis_order", "heads")  # no tensor shows them
+MASK_TOKEN = "mask_token"  # starts at zero; published files of other packages may lack it
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class LoadReport:
     total: int  # tensors of the encoder
     missing: tuple[str, ...] = ()  # of the encoder, not in the file: they keep their initial values
     unexpected: tuple[str, ...] = ()  # in the file, not of the encoder
-    reshaped: tuple[str, ...] = ()  # resampled to the encoder's native crop, with both grids
-    notes: tuple[str, ...] = field(default=())  # from reading: wrappers and heads left out
+    reshaped: tuple[str, ...] = ()  # fitted to the encoder's native crop or channels, with both sizes
+    notes: tuple[str, ...] = field(default=())  # from reading: wrappers, prefixes, heads left out, forced switches
 
     def summary(self) -> str:
         """One line: counts, then everything that was not loaded as it is in the file."""
@@ -40,7 +45,8 @@ class LoadReport:
 def load_encoder(encoder: Encoder, path: Path | str, *, allow_partial: bool = False) -> LoadReport:
     """Load a weight file of any known format into an encoder; on an error the encoder is unchanged.
 
-    A position table of another native crop is resampled (3DINO's scale-factor rule) and reported.
+    A position table of another native crop is resampled, a first convolution of another number of channels adapted
+    (`nnssl.weights.channels`); both are reported.
 
     Args:
         allow_partial: accept missing and unexpected tensors; wrong shapes are an error all the same.
@@ -58,11 +64,14 @@ def load_encoder(encoder: Encoder, path: Path | str, *, allow_partial: bool = Fa
 def load_weights(encoder: Encoder, weights: Weights, *, allow_partial: bool = False) -> LoadReport:
     """`load_encoder` for weights that are already read."""
     wanted = encoder.state_dict()
-    tensors = weights.tensors
-    reshaped: tuple[str, ...] = ()
-    if isinstance(encoder, VisionTransformer):
-        _check_size(encoder, tensors)
-        tensors, reshaped = _fit_positions(encoder, weights)
+    _check_size(encoder, weights)
+    _check_switches(encoder, weights)
+    tensors, resampled = fit_positions(encoder, weights.tensors, weights.facts.native_crop)
+    tensors, adapted = _fit_channels(encoder, tensors)
+    notes = list(weights.notes)
+    if weights.header is None and MASK_TOKEN in wanted and MASK_TOKEN not in tensors:
+        tensors = {**tensors, MASK_TOKEN: torch.zeros_like(wanted[MASK_TOKEN])}
+        notes.append(f"{MASK_TOKEN} is not in the file and is zero")
     _check_shapes(wanted, tensors)
     _check_finite(tensors)
     report = LoadReport(
@@ -70,8 +79,8 @@ def load_weights(encoder: Encoder, weights: Weights, *, allow_partial: bool = Fa
         total=len(wanted),
         missing=tuple(sorted(wanted.keys() - tensors.keys())),
         unexpected=tuple(sorted(tensors.keys() - wanted.keys())),
-        reshaped=reshaped,
-        notes=tuple(weights.notes),
+        reshaped=(*resampled, *adapted),
+        notes=tuple(notes),
     )
     if (report.missing or report.unexpected) and not allow_partial:
         raise ValueError(f"{report.summary()}; all must fit unless partial loading is allowed")
@@ -79,42 +88,62 @@ def load_weights(encoder: Encoder, weights: Weights, *, allow_partial: bool = Fa
     return report
 
 
-def _check_size(encoder: VisionTransformer, tensors: dict[str, Tensor]) -> None:
-    """Another size of transformer is named as such, not as hundreds of wrong shapes."""
-    found = find_vit(tensors)
-    if (found.dim, found.depth, found.patch) != (encoder.dim, encoder.depth, encoder.patch):
-        advice = f"use -e {found.name}" if found.name else "no encoder of the table has this size"
-        raise ValueError(f"the weights hold a {found}; asked for {encoder.spec.name}: {advice}")
-
-
-def _fit_positions(encoder: VisionTransformer, weights: Weights) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Resample the position table where the file's native grid is another one than the encoder's."""
-    table = weights.tensors[POSITIONS]
-    stored = _stored_grid(encoder, weights)
-    if stored == encoder.native_grid:
-        return weights.tensors, ()
-    patches = resample_positions(table[:, 1:].float(), stored, encoder.native_grid, rule="scale_factor")
-    fitted = torch.cat([table[:, :1].float(), patches], dim=1).to(table.dtype)
-    note = f"{POSITIONS} resampled from {_times(stored)} to {_times(encoder.native_grid)} tokens"
-    return {**weights.tensors, POSITIONS: fitted}, (note,)
-
-
-def _stored_grid(encoder: VisionTransformer, weights: Weights) -> tuple[int, ...]:
-    found = find_vit(weights.tensors)
-    if weights.header is not None:
-        grid = tuple(side // found.patch for side in weights.header.native_crop)
-        if math.prod(grid) == found.cells:
-            return grid
-        raise ValueError(f"the header's native crop {weights.header.native_crop} contradicts {found.cells} positions")
-    if found.grid is None and found.cells != math.prod(encoder.native_grid):
+def _check_size(encoder: Encoder, weights: Weights) -> None:
+    """Another size or family of encoder is named as such, not as hundreds of wrong shapes."""
+    name = family_of(weights.tensors)
+    family, asked = FAMILIES[name], encoder.spec.name
+    if name != encoder.spec.family:
+        raise ValueError(f"the weights hold a {family.title}; asked for {asked}: {_advice(weights)}")
+    file, built = (family.measure(tensors).values for tensors in (weights.tensors, encoder.state_dict()))
+    wrong = [key for key in built if file[key] != built[key] and key != "input_channels"]
+    if wrong:
+        found = ", ".join(f"{key} {file[key]}" for key in file if key != "input_channels")
+        instead = ", ".join(f"{key} {built[key]}" for key in wrong)
         raise ValueError(
-            f"{POSITIONS} holds {found.cells} positions, which fill no cube; expected a cube or "
-            f"{_times(encoder.native_grid)}"
+            f"the weights hold a {family.title} ({found}); asked for {asked} ({instead}): {_advice(weights)}"
         )
-    return found.grid or encoder.native_grid
 
 
-def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def _advice(weights: Weights) -> str:
+    try:
+        found = identify(weights)
+    except ValueError:
+        return "no encoder of the table has this size"
+    options = f" with options {found.options}" if found.options else ""
+    return f"use -e {found.encoder}{options}"
+
+
+def _check_switches(encoder: Encoder, weights: Weights) -> None:
+    """Refuse an encoder that orders windows, merges or axes in another way than the weights were trained with."""
+    line, said = ENCODERS.get(encoder.spec.name), _said(weights)
+    built = to_dict(line) | encoder.spec.options if line else {}
+    wrong = [key for key in SWITCHES if key in said and key in built and said[key] != built[key]]
+    if wrong:
+        trained, asked = (", ".join(f"{key} {values[key]}" for key in wrong) for values in (said, built))
+        raise ValueError(
+            f"the weights were trained with {trained}, but {encoder.spec.name} was built with {asked}; "
+            "build the encoder that the file names, or read the file with these options if they are meant"
+        )
+
+
+def _said(weights: Weights) -> dict[str, Any]:
+    """What the file says of its encoder, all fields of the line where it names one."""
+    facts = weights.facts
+    line = ENCODERS.get(facts.encoder) if facts.encoder else None
+    return (to_dict(line) if line else {}) | facts.options
+
+
+def _fit_channels(encoder: Encoder, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """Adapt the first convolution where the file's images have another number of channels than the encoder's."""
+    name = FAMILIES[encoder.spec.family].kernel
+    stored, wanted = tensors[name].shape[1], encoder.spec.input_channels
+    if stored == wanted:
+        return tensors, ()
+    note = f"{name} adapted from {stored} to {wanted} channels (mean, repeated, same sum)"
+    return {**tensors, name: fit_channels(tensors[name], wanted)}, (note,)
+
+
+def _check_shapes(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     wrong = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in wanted
@@ -124,7 +153,7 @@ def _check_shapes(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None
         raise ValueError(f"{len(wrong)} tensors have another shape: {_some(wrong)}")
 
 
-def _check_finite(tensors: dict[str, Tensor]) -> None:
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(f"{len(broken)} tensors hold NaN or infinity ({_some(broken)}); that training diverged")
@@ -132,7 +161,3 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f", ... {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _times(grid: Sequence[int]) -> str:
-    return "x".join(map(str, grid))

@@ -1,7 +1,9 @@
 """The command: exit codes, the table, whose intensity counts, and a few real scans."""
 
+import shutil
 from pathlib import Path
 
+import blosc2
 import pytest
 import SimpleITK
 
@@ -10,7 +12,7 @@ from nnssl.data.stamp import check_stamp
 from nnssl.encoders import build_encoder
 from nnssl.encoders.base import IntensityRange
 from nnssl.geometry import centres_inside
-from nnssl.paths import load_json
+from nnssl.paths import load_json, save_json
 from nnssl.weights.encoder_file import save_encoder
 from nnssl.weights.header import EncoderHeader
 from tests.data.raw_scans import use_folders, write_dataset
@@ -56,6 +58,11 @@ def test_a_bad_case_is_listed_at_the_end_and_the_exit_code_is_one(
         (["-d", "901", "-e", "vit_huge_16"], "known encoders"),
         (["-d", "901", "-intensity", "window:5,1"], "lower bound must be below"),
         (["-d", "901", "-intensity", "zscore"], "give percentile"),
+        (["-d", "901", "-decoder", "swin_unetr"], "decoders that suit it: unet"),
+        (["-d", "901", "-e", "vit_tiny_8", "--recipe", "smit_many"], "decoders that suit it: unet"),
+        (["-d", "901", "--recipe", "smit"], "known recipes: 3dino, smit_many, smit_few"),
+        (["-d", "901", "-channels", "sum"], "known rules: mix, replicate, reinit"),
+        (["-d", "901", "-decoder", "segformer"], "known decoders: unet"),
         (["-d", "901", "-np", "0"], "1 or more"),
         (["-d", "901", "-gpu_memory_target", "0.2"], "too little"),
         (["-d", "901", "-plans_name", "a__b"], "plans name"),
@@ -120,16 +127,46 @@ def test_intensity_comes_from_the_flag_then_the_weights_then_the_preset(tmp_path
     path = tmp_path / "encoder.safetensors"
     encoder = build_encoder("vit_tiny_8", native_crop=(16, 24, 16), intensity=window)
     save_encoder(path, encoder, EncoderHeader("vit_tiny_8", (16, 24, 16), window))
-    preset, _ = choose_encoder(command().parse_args(["-d", "4"]))
-    weights, source = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]))
+    preset, _ = choose_encoder(command().parse_args(["-d", "4"]), ["CT"])
+    weights, source = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]), ["CT"])
     both = ["-d", "4", "-pretrained_weights", str(path), "-intensity", "percentile:1,99"]
-    flag, _ = choose_encoder(command().parse_args(both))
+    flag, _ = choose_encoder(command().parse_args(both), ["CT"])
     assert (preset.name, preset.intensity) == ("vit_small_16", IntensityRange())
     assert (weights.name, weights.native_crop, weights.intensity) == ("vit_tiny_8", (16, 24, 16), window)
     assert "weights" in source
     assert flag.intensity == IntensityRange("percentile", 1.0, 99.0, (0.0, 1.0))
     with pytest.raises(ValueError, match="does not fit -pretrained_weights, which hold vit_tiny_8"):
-        choose_encoder(command().parse_args([*both, "-e", "vit_small_16"]))
+        choose_encoder(command().parse_args([*both, "-e", "vit_small_16"]), ["CT"])
+
+
+def test_a_recipe_brings_its_encoder_and_the_flag_beats_its_window() -> None:
+    words = ["-d", "4", "--recipe", "smit_many"]
+    recipe, source = choose_encoder(command().parse_args(words), ["CT"])
+    assert (recipe.name, recipe.intensity) == ("smit_96", IntensityRange("window", -175.0, 250.0, (0.0, 1.0)))
+    assert "recipe" in source
+    flag, _ = choose_encoder(command().parse_args([*words, "-intensity", "window:-100,100", "-e", "swin_tiny"]), ["CT"])
+    assert (flag.name, flag.intensity.high) == ("swin_tiny", 100.0)
+
+
+def test_a_swin_goes_through_with_two_channels_of_mr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=2)
+    for case in range(2):
+        shutil.copy(folder / f"imagesTr/case_{case}_0000.nii.gz", folder / f"imagesTr/case_{case}_0001.nii.gz")
+    description = load_json(folder / "dataset.json") | {"channel_names": {"0": "T1", "1": "T2"}}
+    save_json(description, folder / "dataset.json")
+    words = ["-d", "901", "-e", "swin_tiny", "-np", "1", "-channels", "mix", "-decoder", "unet"]
+    assert main([*words, "-overwrite_target_spacing", "1", "1", "1.2", "-c", "3d_fullres"]) == 0
+    preprocessed = tmp_path / "nnUNet_preprocessed/Dataset901_Blob"
+    plans = load_json(preprocessed / "nnsslPlans_swin_tiny.json")
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["arch_kwargs"]["channels"] == "mix"
+    assert (configuration["spacing"], configuration["patch_size"]) == ([1.0, 1.0, 1.2], [32, 32, 32])
+    assert plans["nnssl"]["intensity"] | {"encoder_range": None} == {
+        "kind": "percentile", "low": 5.0, "high": 95.0, "encoder_range": None,
+    }  # fmt: skip
+    stored = blosc2.open(str(preprocessed / "nnsslPlans_swin_tiny_3d_fullres/case_0.b2nd"))[:]
+    assert stored.shape[0] == 2
+    assert [float((stored == bound).mean()) for bound in (0, 1)] == pytest.approx([0.05, 0.05], abs=0.01)  # per tail
 
 
 def test_a_window_with_negative_bounds_is_read() -> None:
@@ -154,6 +191,8 @@ def test_the_median_hippocampus_holds_two_hundred_tokens(
         ("Dataset103_CardiacCine", []),
         ("Dataset104_BrainTumour2ch", []),
         ("Dataset201_UnlabelledCT", []),
+        ("Dataset201_UnlabelledCT", ["-e", "swin_tiny"]),
+        ("Dataset103_CardiacCine", ["-e", "swin_tiny"]),
     ],
 )
 def test_real_scans_go_through(

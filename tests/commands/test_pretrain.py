@@ -1,5 +1,7 @@
 """`nnssl_pretrain` from stored volumes to an encoder file, and what it says to bad input."""
 
+import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import pytest
 from nnssl.commands import plan_and_preprocess, pretrain
 from nnssl.config import to_dict
 from nnssl.data.stamp import write_stamp
+from nnssl.encoders import ENCODERS
 from nnssl.encoders.base import IntensityRange
+from nnssl.pretext import TASKS
 from nnssl.recipe import PretrainRecipe
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.header import seen_cases
@@ -119,7 +123,7 @@ def test_an_interrupted_run_continues_to_the_same_encoder(root: Path, monkeypatc
     code = (
         "import os, sys; from nnssl.commands import pretrain; from nnssl.trainers import pretrain_log\n"
         "draw = pretrain_log.draw_curves\n"
-        "pretrain_log.draw_curves = lambda *words: (draw(*words), os._exit(9))\n"  # killed after the first save
+        "pretrain_log.draw_curves = lambda *words, **more: (draw(*words, **more), os._exit(9))\n"  # killed at a save
         "pretrain.main(sys.argv[1:])"
     )
     words = ["901", "-e", "vit_tiny_8", "-device", "cpu", "-run", "cut", "--set", *TINY]
@@ -244,14 +248,79 @@ def test_depth_is_the_coarse_axis_of_the_plan(root: Path, spacing: list[float], 
     assert pretrain.read_plan(["Dataset905_Depth"], PLANS).coarse_axis == axis
 
 
-def test_help_shows_examples_and_list_shows_tasks_and_encoders(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         pretrain.main(["--help"])
     assert end.value.code == 0
     assert "nnssl_pretrain 4 202 -t threedino" in capsys.readouterr().out
+
+
+def test_list_shows_sources_claims_defaults_and_encoders(capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain.main(["--list"]) == 0
     text = capsys.readouterr().out
-    assert "threedino" in text and "vit_small_16" in text and "prototypes" in text
+    flat = " ".join(text.split())
+    for name in TASKS:
+        assert f"\n  {name} " in text
+    for name in ENCODERS:
+        assert f"\n  {name} " in text
+    assert "arXiv:2104.14294" in flat and "norm[0-2].*" in flat
+    assert (
+        "base_lr 0.002 0.0002" in flat
+        and "lr_rule sqrt constant" in flat
+        and "weight_decay [0.04,0.4] [0.01,0.01]" in flat
+    )
+    assert "prototypes=65536" in flat and "mask_ratio=0.75" in flat
+    assert max(map(len, text.splitlines())) <= 200
+
+
+def test_list_of_one_task_leaves_the_others_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(["--list", "-t", "smit"]) == 0
+    text = capsys.readouterr().out
+    assert "patch_weight=0.1" in text and "rotation" not in text and "local_views" not in text
+    assert "known tasks: threedino" in refusal(capsys, "--list", "-t", "jigsaw")
+
+
+def test_the_papers_recipe_of_a_task_goes_over_the_plans_and_below_set(root: Path) -> None:
+    def recipe_of(*words: str) -> PretrainRecipe:
+        parser = argparse.Namespace(datasets=["901"], t=None, e="vit_tiny_8", p=None, f=None, min_side=0, set=[])
+        for key, value in zip(words[::2], words[1::2], strict=True):
+            setattr(parser, key, [value] if key == "set" else value)
+        return pretrain._settings(parser)[0].recipe
+
+    plan, smit, own = recipe_of(), recipe_of("t", "smit"), recipe_of("t", "smit", "set", "base_lr=1e-3")
+    assert (plan.base_lr, plan.lr_rule, plan.steps, plan.batch_size) == (2e-3, "sqrt", 1000, 8)
+    assert (smit.base_lr, smit.lr_rule, smit.weight_decay, smit.layer_decay) == (2e-4, "constant", (0.01, 0.01), 1.0)
+    assert (smit.global_crop, smit.steps, smit.batch_size) == (plan.global_crop, 1000, 8)
+    assert own.base_lr == 1e-3 and own.lr_rule == "constant"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "threedino"])
+def test_every_task_runs_from_stored_volumes_and_saves_what_it_was(root: Path, name: str) -> None:
+    small = [word for word in (*TINY, "projection=8") if pretrain.knows(TASKS[name].Config, word)]
+    words = [*small, "steps=2", "save_every=1", "batch_size=2"]
+    assert pretrain.main(["901", "-t", name, "-e", "vit_tiny_8", "-device", "cpu", "-run", "one", "--set", *words]) == 0
+    folder = root / "results" / "pretrained" / "one"
+    header = read_weights(folder / "encoder.safetensors").header
+    assert header is not None and header.task == name and header.plan["recipe"]["lr_rule"] == "constant"
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["recipe"]["base_lr"] == 2e-4 and saved["task_settings"].keys() == {
+        field.name for field in dataclasses.fields(TASKS[name].Config)
+    }
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "feature_std", "effective_rank", "gradient/encoder"} <= set(records[-1])
+
+
+@pytest.mark.slow
+def test_an_encoder_with_options_is_built_as_the_plan_says(root: Path) -> None:
+    folder = root / "preprocessed/Dataset901_Labelled"
+    changed = plans()
+    changed["nnssl"]["encoder_options"] = {"depth": 2, "dim": 48}
+    (folder / f"{PLANS}.json").write_text(json.dumps(changed))
+    assert run("-run", "mine") == 0
+    weights = read_weights(root / "results/pretrained/mine/encoder.safetensors")
+    assert weights.header is not None and weights.header.encoder_options == {"depth": 2, "dim": 48}
+    assert weights.tensors["blocks.1.norm1.weight"].shape == (48,) and "blocks.2.norm1.weight" not in weights.tensors
 
 
 @pytest.mark.slow

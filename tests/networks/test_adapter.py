@@ -20,7 +20,7 @@ DIM, DEPTH = 64, 8
 
 
 def _vit(depth: int = DEPTH, patch: int = 16) -> VisionTransformer:
-    return VisionTransformer(EncoderSpec("toy", (DIM,), (patch,), patch, (48, 48, 48)), depth, heads=4)
+    return VisionTransformer(EncoderSpec("toy", (DIM,), (patch,), patch, (48, 48, 48), depth=depth), depth, heads=4)
 
 
 def _reference_key(key: str) -> str:

@@ -12,7 +12,8 @@ from nnssl.config import from_dict
 from nnssl.data.fingerprint import fingerprint
 from nnssl.data.intake import open_dataset
 from nnssl.encoders import encoder_spec
-from nnssl.planners.encoder_planner import EncoderPlanner, plan_together
+from nnssl.encoders.base import IntensityRange
+from nnssl.planners.encoder_planner import EncoderPlanner, Wishes, plan_together
 from nnssl.recipe import FineTuneRecipe, PretrainRecipe
 from tests.data.raw_scans import reorient, use_folders, write_dataset
 
@@ -144,3 +145,51 @@ def test_planning_without_a_fingerprint_says_what_to_run(tmp_path: Path, monkeyp
     write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=1)
     with pytest.raises(FileNotFoundError, match="run nnssl_plan_and_preprocess -d Dataset901_Blob"):
         EncoderPlanner(901)
+
+
+def test_weights_of_a_swin_with_options_are_planned_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob")
+    fingerprint(open_dataset(901), processes=1)
+    options = {"depths": [2, 2, 12, 2], "qkv_bias": True, "window_reverse": "legacy"}
+    intensity = IntensityRange("window", -175.0, 250.0, (0.0, 1.0))
+    planned = EncoderPlanner(901, spec=encoder_spec("smit_128", intensity=intensity, options=options))
+    planned.trained = True
+    plans = planned.plan_experiment()
+    words = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert words["encoder_options"] == plans["nnssl"]["encoder_options"] == options
+    assert words["native_crop"] == [128, 128, 128]
+    assert (words["encoder_range"], words["decoder"]) == ([0.0, 1.0], "swin_unetr")
+    assert plans["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"]
+    reasons = {row["what"]: row["why"] for row in plans["nnssl"]["decisions"]}
+    assert "depths [2, 2, 12, 2]" in reasons["encoder"]
+
+
+def test_options_stay_when_the_crop_of_an_encoder_yet_to_be_pretrained_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob")
+    fingerprint(open_dataset(901), processes=1)
+    plans = EncoderPlanner(901, spec=encoder_spec("swin_tiny", options={"window": 2})).plan_experiment()
+    assert plans["nnssl"]["encoder_options"] == {"window": 2}
+    assert plans["nnssl"]["native_crop"] == plans["nnssl"]["pretrain"]["global_crop"]
+    assert all(side % 32 == 0 for side in plans["nnssl"]["native_crop"])
+
+
+def test_a_recipe_is_written_into_the_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob")
+    fingerprint(open_dataset(901), processes=1)
+    planned = EncoderPlanner(901, 24, spec=encoder_spec("swin_tiny"), wishes=Wishes("smit_few"))
+    plans = planned.plan_experiment()
+    recipe = from_dict(FineTuneRecipe, plans["nnssl"]["finetune"])
+    assert plans["nnssl"]["recipe"] == "smit_few"
+    assert (recipe.epochs, recipe.lr, recipe.loss) == (3000, 2e-4, "bce_dice")  # one foreground label
+    words = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert (words["decoder"], words["norm"], words["frozen"]) == ("swin_unetr", "batch", False)
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 3
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="known recipes: 3dino, smit_many, smit_few"):
+        Wishes("smit")

@@ -1,27 +1,60 @@
-"""Tiny tasks, volumes and batches for the tests of pretext tasks."""
+"""Tiny tasks, encoders, volumes and batches for the tests of pretext tasks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from nnssl.encoders.base import IntensityRange
-from nnssl.pretext import build_task
+from nnssl.config import knows
+from nnssl.encoders import encoder_spec
+from nnssl.encoders.base import EncoderSpec, IntensityRange
+from nnssl.pretext import TASKS, build_task
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
 from tests.rules import uniform
 
-ENCODER = "vit_tiny_16"
 IMAGES = 3
-RECIPE = PretrainRecipe(global_crop=(32, 32, 32), local_crop=(16, 16, 16), batch_size=IMAGES, steps=100)
-SETTINGS = {"threedino": ("prototypes=64", "hidden=32", "bottleneck=16", "local_views=2", "drop_path=0")}
+CROP = (32, 32, 32)
+RECIPE = PretrainRecipe(global_crop=CROP, local_crop=(16, 16, 16), batch_size=IMAGES, steps=100)
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {  # family -> line of the table and what differs
+    "vit": ("vit_tiny_16", {"depth": 2, "dim": 48, "heads": 3}),
+    "swin": ("swin_tiny", {"width": 12, "depths": [1, 2, 1, 1], "heads": [1, 1, 2, 2]}),
+}
+SMALL = (
+    "prototypes=64",
+    "hidden=32",
+    "bottleneck=16",
+    "projection=16",
+    "temperature=0.1",
+    "local_views=2",
+    "drop_path=0",
+)  # fmt: skip - settings of any task, where it has them
 
 
-def toy_task(name: str, extra: Sequence[str] = (), *, recipe: PretrainRecipe = RECIPE, seed: int = 0) -> PretextTask:
+def toy_spec(family: str = "vit", crop: tuple[int, int, int] = CROP, **options: Any) -> EncoderSpec:
+    """A small encoder that sees [-1, 1]."""
+    name, differing = ENCODERS[family]
+    return encoder_spec(name, crop, intensity=IntensityRange(), options=differing | options)
+
+
+def toy_task(
+    name: str,
+    extra: Sequence[str] = (),
+    *,
+    family: str = "vit",
+    recipe: PretrainRecipe = RECIPE,
+    seed: int = 0,
+) -> PretextTask:
     """A freshly initialised small task."""
     torch.manual_seed(seed)
-    return build_task(name, ENCODER, recipe, IntensityRange(), (*SETTINGS.get(name, ()), *extra))
+    spec = toy_spec(family, recipe.global_crop)
+    if any(side % spec.crop_multiple for side in recipe.local_crop) and recipe.local_crop == RECIPE.local_crop:
+        recipe = replace(recipe, local_crop=(spec.crop_multiple,) * 3)
+    small = [setting for setting in SMALL if name in TASKS and knows(TASKS[name].Config, setting)]
+    return build_task(name, spec, recipe, (*small, *extra))
 
 
 def toy_volumes(count: int = IMAGES) -> list[Tensor]:
@@ -30,15 +63,15 @@ def toy_volumes(count: int = IMAGES) -> list[Tensor]:
     return list(torch.nn.functional.interpolate(coarse, size=(40, 36, 24), mode="trilinear"))
 
 
-def prepared(task: PretextTask, seed: int = 0) -> dict[str, Tensor]:
+def prepared(task: PretextTask, seed: int = 0, images: int = IMAGES) -> dict[str, Tensor]:
     """What the data loader hands over: geometry done, in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    return default_collate([task.prepare(volume, generator) for volume in toy_volumes()])
+    return default_collate([task.prepare(volume, generator) for volume in toy_volumes(images)])
 
 
-def toy_batch(task: PretextTask, seed: int = 0) -> dict[str, Tensor]:
+def toy_batch(task: PretextTask, seed: int = 0, images: int = IMAGES) -> dict[str, Tensor]:
     """What `forward` receives."""
-    return task.augment(prepared(task, seed), torch.Generator().manual_seed(seed))
+    return task.augment(prepared(task, seed, images), torch.Generator().manual_seed(seed))
 
 
 def optimiser_of(task: PretextTask, lr: float = 1e-3) -> torch.optim.Optimizer:

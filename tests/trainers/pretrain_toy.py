@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nnssl.encoders.base import Encoder, EncoderSpec, Features
 from nnssl.pretext.base import PretextTask
+from nnssl.recipe import PretrainRecipe
 
 SIDE, PATCH, DIM = 8, 4, 6
 
@@ -40,17 +41,22 @@ class ToyEncoder(Encoder):
 
 
 class ToyTask(PretextTask):
-    """The teacher is a moving average of the encoder and is what is kept."""
+    """The teacher is a moving average of the encoder and is what is kept.
+
+    `poison`: the loss of this step is NaN; features look collapsed from step `dies` to before step `lives`.
+    """
 
     Config = ToyConfig
+    SOURCE = "made up for tests"
 
-    def __init__(self, config: ToyConfig | None = None, *, poison_at: int | None = None) -> None:
-        super().__init__()
-        self.config = config or ToyConfig()
-        self.encoder, self.head = ToyEncoder(), nn.Linear(DIM, 1)
+    def __init__(self, config: ToyConfig | None = None, **when: int) -> None:
+        encoder = ToyEncoder()
+        super().__init__(encoder.spec, PretrainRecipe(global_crop=(SIDE,) * 3), config)
+        self.student = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(DIM, 1)})
         self.teacher = ToyEncoder().requires_grad_(False)
         self.teacher.load_state_dict(self.encoder.state_dict())
-        self.poison_at, self.step = poison_at, 0
+        self.poison_at, self.dies_at, self.lives_at = (when.get(key, 10**6) for key in ("poison", "dies", "lives"))
+        self.step = 0
 
     def prepare(self, volume: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         corner = [int(torch.randint(side - SIDE + 1, (1,), generator=generator)) for side in volume.shape[1:]]
@@ -66,19 +72,17 @@ class ToyTask(PretextTask):
         self.step = step
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        guess = self.head(self.encoder(batch["noisy"]).summary)[:, 0].float()
+        guess = self.student["head"](self.encoder(batch["noisy"]).summary)[:, 0].float()
         error = ((guess - batch["mean"]) ** 2).mean()
         if self.step == self.poison_at:
             error = error * float("nan")
-        return {"loss": error, "half": error / 2}
+        dead = self.dies_at <= self.step < self.lives_at
+        return {"loss": error, "half": error.detach() / 2, "feature_std": torch.tensor(0.0 if dead else 1.0)}
 
     def after_step(self, step: int, total: int) -> None:
         with torch.no_grad():
             for kept, moving in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
                 kept.lerp_(moving, 1 - self.config.momentum)
-
-    def trained_parts(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "head": self.head}
 
     def result(self) -> Encoder:
         return self.teacher

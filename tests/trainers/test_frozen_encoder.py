@@ -1,7 +1,6 @@
 """Training leaves the encoder as it is, follows the recipe, and writes checkpoints that anyone can read safely."""
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from monai.optimizers import WarmupCosineSchedule
 from nnssl.inference.checkpoint import read_checkpoint
 from nnssl.trainers.finetune_schedule import IterationSchedule, learning_rate
 from nnssl.trainers.frozen_encoder import FrozenEncoderTrainer
-from tests.toy_dataset import PLANS, set_environment, toy_plans, write_preprocessed, write_raw
+from tests.toy_dataset import set_environment, toy_plans, write_preprocessed, write_raw
+from tests.trainers.finetune_toy import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,6 @@ def environment(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     set_environment(toy, monkeypatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     return toy / "nnUNet_preprocessed" / "Dataset777_Toy"
-
-
-def make_trainer(environment: Path, fold: int = 0, **run: Any) -> FrozenEncoderTrainer:
-    plans = json.loads((environment / f"{PLANS}.json").read_text())
-    plans["nnssl"]["run"] = {"mode": "random_frozen", "num_labelled": None, "seed": 0, **run}
-    plans["continue_training"] = False
-    torch.manual_seed(0)
-    dataset_json = json.loads((environment / "dataset.json").read_text())
-    return FrozenEncoderTrainer(plans, "3d_fullres", fold, dataset_json, torch.device("cpu"))
 
 
 def split_weights(network: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -65,7 +56,7 @@ def test_encoder_is_bit_identical_after_training_and_everything_else_moved(train
     assert len(encoder) > 100
     assert all(torch.equal(value, encoder_after[name]) for name, value in encoder.items())
     moved = [name for name, value in rest.items() if not torch.equal(value, rest_after[name])]
-    for part in ("adapter.spm", "adapter.interactions", "decoder"):
+    for part in ("neck.spm", "neck.interactions", "decoder"):
         assert any(name.startswith(part) for name in moved), part
     assert len(moved) > 0.9 * len([name for name, value in rest.items() if value.is_floating_point()])
 

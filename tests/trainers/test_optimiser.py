@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from nnssl.encoders import build_encoder
+from nnssl.pretext.base import SMIT_RECIPE
 from nnssl.recipe import PretrainRecipe
-from nnssl.trainers.optimiser import build_optimiser, encoder_depth, multipliers_of, rates_at, set_rates
+from nnssl.trainers.optimiser import blocks_of, build_optimiser, multipliers_of, rates_at, set_rates
 from tests.trainers.pretrain_toy import ToyTask
 
 RECIPE = PretrainRecipe()
+
+
+def blocks(depth: int) -> list[str]:
+    """Of a ViT."""
+    return [f"blocks.{index}." for index in range(depth)]
 
 
 def flat(name: str) -> str:
@@ -28,7 +35,7 @@ def test_multipliers_of_every_parameter_agree_with_the_reference(
 ) -> None:
     file = golden("g05_dino_losses.npz")
     for index, name in enumerate(file[f"{array}.name"]):
-        found = multipliers_of(flat(str(name)), depth, RECIPE)
+        found = multipliers_of(flat(str(name)), blocks(depth), RECIPE)
         expected = [file[f"{array}.{what}"][index] for what in ("lr", "wd", "last_layer")]
         assert list(found) == pytest.approx(expected, rel=1e-12), name
 
@@ -60,9 +67,11 @@ def test_the_learning_rate_grows_with_the_square_root_of_the_batch() -> None:
 
 
 def test_the_first_layer_of_a_vit_large_learns_at_the_published_fraction() -> None:
-    assert multipliers_of("cls_token", 24, RECIPE).lr_multiplier == pytest.approx(0.9**25)
-    assert multipliers_of("patch_embed.proj.weight", 24, RECIPE).lr_multiplier == pytest.approx(0.01436, abs=5e-6)
-    assert multipliers_of("blocks.23.attn.qkv.weight", 24, RECIPE).lr_multiplier == pytest.approx(0.9)
+    assert multipliers_of("cls_token", blocks(24), RECIPE).lr_multiplier == pytest.approx(0.9**25)
+    assert multipliers_of("patch_embed.proj.weight", blocks(24), RECIPE).lr_multiplier == pytest.approx(
+        0.01436, abs=5e-6
+    )
+    assert multipliers_of("blocks.23.attn.qkv.weight", blocks(24), RECIPE).lr_multiplier == pytest.approx(0.9)
 
 
 def test_every_trained_parameter_is_in_exactly_one_group() -> None:
@@ -83,10 +92,46 @@ def test_shared_parameters_are_taken_once_and_frozen_ones_left_out() -> None:
         build_optimiser({"frozen": frozen}, RECIPE)
 
 
-def test_the_depth_is_read_from_the_parameter_names() -> None:
-    task = ToyTask()
-    assert encoder_depth(task.encoder) == 2
-    assert encoder_depth(task.head) == 0
+def test_blocks_are_read_from_the_parameter_names_in_the_order_of_the_data() -> None:
+    vit = [name for name, _ in build_encoder("vit_tiny_16", native_crop=(16, 16, 16)).named_parameters()]
+    assert blocks_of(reversed(vit)) == blocks(12)
+    assert blocks_of(name for name, _ in nn.Linear(2, 2).named_parameters()) == []
+    primus = [f"eva.blocks.{index}.attn.q_proj.weight" for index in (1, 0, 10, 2)]
+    assert blocks_of(primus) == [f"eva.blocks.{index}." for index in (0, 1, 2, 10)]
+
+
+def test_layers_of_a_swin_decay_block_by_block_and_merges_with_the_block_before() -> None:
+    swin = build_encoder("swin_tiny", options={"width": 12, "depths": [1, 2, 1, 1], "heads": [1, 1, 2, 2]})
+    order = blocks_of(name for name, _ in swin.named_parameters())
+    assert order == [f"layers.{stage}.blocks.{block}." for stage, block in ((0, 0), (1, 0), (1, 1), (2, 0), (3, 0))]
+    recipe = replace(RECIPE, layer_decay=0.5, patch_embed_lr=1.0)
+    exponents = {
+        "mask_token": 6, "patch_embed.norm.weight": 6, "layers.0.blocks.0.mlp.fc1.weight": 5,
+        "layers.0.downsample.reduction.weight": 5, "layers.1.blocks.1.attn.qkv.weight": 3,
+        "layers.1.downsample.norm.weight": 3, "layers.3.blocks.0.norm1.bias": 1, "norm3.weight": 0,
+    }  # fmt: skip
+    assert set(exponents) <= {name for name, _ in swin.named_parameters()}
+    for name, exponent in exponents.items():
+        assert multipliers_of(name, order, recipe).lr_multiplier == 0.5**exponent, name
+
+
+def test_biases_norms_and_bias_tables_decay_only_when_asked() -> None:
+    names = ("norm1.weight", "mlp.fc1.bias", "ls1.gamma", "attn.relative_position_bias_table")
+    for decay_all in (False, True):
+        recipe = replace(RECIPE, decay_all=decay_all)
+        found = {multipliers_of(f"blocks.0.{name}", blocks(1), recipe).weight_decay_multiplier for name in names}
+        assert found == {float(decay_all)}
+
+
+def test_the_smit_benchmarks_rates_are_constant_in_the_batch_and_end_at_zero() -> None:
+    """AdamW 2e-4, 30 of 500 epochs of warm-up; the code's first epoch has a rate of 0 throughout, here one step has."""
+    for batch in (2, 64):
+        recipe = PretrainRecipe(steps=5000, batch_size=batch, **SMIT_RECIPE)
+        rates = [rates_at(step, recipe).lr for step in range(5001)]
+        assert max(rates) == rates[299] == 2e-4
+        assert rates[1] > 0 and rates[150] == pytest.approx(2e-4 * 150 / 299) and rates[5000] == 0
+        assert {rates_at(step, recipe).weight_decay for step in (0, 2500, 4999)} == {0.01}
+        assert [rates_at(step, recipe).last_layer_lr for step in (9, 10)] == [0.0, rates[10]]
 
 
 def test_prototypes_rest_while_the_other_layers_learn() -> None:

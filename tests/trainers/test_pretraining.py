@@ -104,16 +104,39 @@ def test_a_finished_run_that_is_continued_does_nothing(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"stopped at step 4: loss=nan.*checkpoint_latest.pt holds the last good state"
+        ValueError, match=r"stopped at step 4: loss=nan.*checkpoint_latest.pt holds the last good state, after 3 steps"
     ):
-        pretrain(build(poison_at=4), crops, recipe=RECIPE, run=Run(tmp_path, CPU))
+        pretrain(build(poison=4), crops, recipe=RECIPE, run=Run(tmp_path, CPU))
     state = load_checkpoint(tmp_path / CHECKPOINT)
     assert state["steps_done"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in state["task"].values())
 
 
+def test_a_collapse_that_lasts_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=20, save_every=2, warmup_fraction=0.1, collapse_steps=5)
+    reason = r"stopped at step 11: feature_std=0, below 0.01: all features are alike, for 5 steps; .*after 6 steps"
+    with pytest.raises(ValueError, match=reason):
+        pretrain(build(dies=7), crops, recipe=recipe, run=Run(tmp_path, CPU))
+    assert load_checkpoint(tmp_path / CHECKPOINT)["steps_done"] == 6
+
+
+def test_a_weak_moment_puts_a_save_off_and_stops_nothing(tmp_path: Path) -> None:
+    record, saves = Record(), []
+    record.saved = saves.append  # type: ignore[method-assign]
+    recipe = replace(RECIPE, steps=12, save_every=2, warmup_fraction=0.1, collapse_steps=5)
+    pretrain(build(dies=4, lives=8), crops, recipe=recipe, run=Run(tmp_path, CPU, watcher=record))
+    assert saves == [2, 4, 10, 12]
+
+
+@pytest.mark.parametrize("changes", [{"collapse_steps": 0}, {"warmup_fraction": 1.0}, {"collapse_std": 0.0}])
+def test_a_collapse_is_overlooked_when_asked_and_during_the_warm_up(tmp_path: Path, changes: dict[str, float]) -> None:
+    recipe = replace(RECIPE, **({"collapse_steps": 2} | changes))
+    pretrain(build(dies=0), crops, recipe=recipe, run=Run(tmp_path, CPU))
+    assert load_checkpoint(tmp_path / CHECKPOINT)["steps_done"] == RECIPE.steps
+
+
 def test_no_weight_changes_in_the_step_that_is_not_finite(tmp_path: Path) -> None:
-    task = build(poison_at=0)
+    task = build(poison=0)
     before = task.encoder.patch_embed.weight.detach().clone()
     with pytest.raises(ValueError, match="no checkpoint was written yet"):
         pretrain(task, crops, recipe=RECIPE, run=Run(tmp_path, CPU))
@@ -139,6 +162,13 @@ def test_gradients_are_clipped_per_part() -> None:
     torch.testing.assert_close(parts["small"].weight.grad, torch.tensor([[0.3], [0.4]]))
 
 
+def test_a_norm_of_zero_clips_nothing_and_is_still_measured() -> None:
+    part = nn.Linear(1, 2, bias=False)
+    part.weight.grad = torch.tensor([[30.0], [40.0]])
+    assert float(clip_gradients({"part": part}, 0.0)["part"]) == pytest.approx(50.0)
+    torch.testing.assert_close(part.weight.grad, torch.tensor([[30.0], [40.0]]))
+
+
 def test_the_teacher_moves_after_the_optimiser(tmp_path: Path) -> None:
     task = build()
     start = task.teacher.patch_embed.weight.clone()
@@ -157,7 +187,7 @@ def test_everything_is_logged_and_a_continued_log_has_no_gap_and_no_repetition(t
             if steps_done == stop:
                 raise KeyboardInterrupt
 
-        log = RunLog(tmp_path, RECIPE.steps, save)
+        log = RunLog(tmp_path, RECIPE, save)
         try:
             pretrain(build(), crops, recipe=RECIPE, run=Run(tmp_path, CPU, resume=resume, watcher=log))
         except KeyboardInterrupt:

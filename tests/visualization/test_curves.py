@@ -37,6 +37,13 @@ def test_a_record_may_lack_a_number(tmp_path: Path) -> None:
     assert (tmp_path / "gaps.png").is_file()
 
 
+def test_limits_are_drawn_in_their_own_panel(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 1 / (step + 1)} for step in range(30)]
+    draw_curves(records, PANELS, tmp_path / "plain.png")
+    draw_curves(records, PANELS, tmp_path / "limits.png", limits={"losses": [0.2], "elsewhere": [1.0]})
+    assert dark_pixels(tmp_path / "limits.png") > dark_pixels(tmp_path / "plain.png") + 50
+
+
 def test_a_log_that_was_cut_off_is_read_up_to_the_cut(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.5}\n{"step": 2, "lo')
     assert read_log(tmp_path / "log.jsonl") == [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.5}]

@@ -1,5 +1,6 @@
 """Encoder files are written whole, read by content, and damaged or hostile ones end in one line."""
 
+import argparse
 import errno
 import pickle
 import zipfile
@@ -156,11 +157,21 @@ def test_a_hostile_file_is_refused_and_nothing_is_run(tmp_path: Path, style: str
         path.write_bytes(pickle.dumps({"teacher": Hostile(mark)}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=style == "zip")
-    assert "nothing was run" in _one_line(path)
+    text = _one_line(path)
+    assert "it asks for getattr, which is not a tensor" in text and "nothing was run" in text
     assert not mark.exists()
     with path.open("rb") as file:  # the trap itself works
         torch.load(file, weights_only=False) if style != "pickle" else pickle.load(file)
     assert mark.exists()
+
+
+def test_numbers_of_numpy_and_a_namespace_beside_the_weights_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    """What training scripts save beside the weights: a best accuracy and their arguments."""
+    beside = {"best_acc": np.float64(0.8), "epoch": np.int64(3), "args": argparse.Namespace(lr=1e-4, data=[1])}
+    for zipped in (True, False):
+        content = {"state_dict": rule_state(toy_vit(), chunk=0), **beside}
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        assert len(read_weights(tmp_path / "a.pth").tensors) == 63
 
 
 @pytest.mark.parametrize(
@@ -172,8 +183,9 @@ def test_a_hostile_file_is_refused_and_nothing_is_run(tmp_path: Path, style: str
         ({"cls_token": torch.ones(2, device="meta")}, "no tensors among its entries (cls_token)"),
         ({"teacher": {}}, "no tensors among its entries"),
         ({"epoch": 3, "note": "x"}, "no tensors among its entries (epoch, note)"),
-        ({"conv.weight": torch.ones(3)}, "of no known layout; known: 3dino"),
-        ({"module.norm.bias": torch.ones(1), "norm.bias": torch.ones(1)}, "two of its tensors are called 'norm.bias'"),
+        ({"conv.weight": torch.ones(3)}, "of no known layout; known: nnssl, 3dino"),
+        ({"version": 1, "steps_done": 3, "task": {}, "optimiser": {}}, "give the encoder.safetensors beside it"),
+        ({"renamed.layers_0_blocks_0.qkv": torch.ones(1)}, "of no known layout"),
     ],
 )
 def test_content_without_an_encoder_is_named(tmp_path: Path, content: Any, reason: str) -> None:

@@ -1,5 +1,9 @@
 """Synthetic weight files of published layouts, for the tests of this room."""
 
+import itertools
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +60,80 @@ def teacher_file(path: Path, encoder: VisionTransformer, *, chunk: int = CHUNK) 
     backbone = {f"backbone.{name}": tensor for name, tensor in rule_state(encoder, chunk=chunk).items()}
     torch.save({"teacher": {**backbone, **heads()}}, path)
     return path
+
+
+def swin_shapes(
+    width: int, depths: Sequence[int], heads: Sequence[int], window: int, *, qkv_bias: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a pretrained SMIT encoder as they are documented."""
+    shapes: dict[str, tuple[int, ...]] = {"mask_token": (1, 1, width)}
+    shapes |= {"patch_embed.proj.weight": (width, 1, 2, 2, 2), "patch_embed.proj.bias": (width,)}
+    shapes |= _norm("patch_embed.norm", width)
+    for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
+        dim = width * 2**stage
+        for block in range(depth):
+            shapes |= _swin_block(f"layers.{stage}.blocks.{block}", dim, ((2 * window - 1) ** 3, count), qkv_bias)
+        shapes |= {f"layers.{stage}.downsample.reduction.weight": (2 * dim, 8 * dim)}
+        shapes |= _norm(f"layers.{stage}.downsample.norm", 8 * dim) | _norm(f"norm{stage}", dim)
+    return shapes
+
+
+def swin_tensors(
+    width: int, depths: Sequence[int], heads: Sequence[int], window: int, *, qkv_bias: bool
+) -> dict[str, Tensor]:
+    """Rule-made values of such an encoder, and its index buffers."""
+    shapes = swin_shapes(width, depths, heads, window, qkv_bias=qkv_bias)
+    tensors = {name: torch.from_numpy(rule_tensor(name, shape)) for name, shape in shapes.items()}
+    tables = [name for name in tensors if name.endswith("bias_table")]
+    return tensors | {name.replace("bias_table", "index"): window_index(window) for name in tables}
+
+
+@cache
+def window_index(window: int) -> Tensor:
+    """relative_position_index of the published files, one pair of cells at a time."""
+    cells = list(itertools.product(range(window), repeat=3))
+    side = 2 * window - 1
+    rows = [
+        [
+            sum((a - b + window - 1) * side ** (2 - axis) for axis, (a, b) in enumerate(zip(i, j, strict=True)))
+            for j in cells
+        ]
+        for i in cells
+    ]
+    return torch.tensor(rows)
+
+
+def monai_names(tensors: dict[str, Tensor], *, mlp: str = "linear", stage: str = "layers{}.0.") -> dict[str, Tensor]:
+    """SMIT's tensors under the names of the SwinUNETR family, which has no patch norm, mask token and norm0..3."""
+    left = ("mask_token", "patch_embed.norm", "norm0", "norm1", "norm2", "norm3")
+    renamed = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(left):
+            new = re.sub(r"^layers\.(\d)\.", lambda match: stage.format(int(match.group(1)) + 1), name)
+            renamed[new.replace(".mlp.fc", f".mlp.{mlp}")] = tensor
+    return renamed
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors with a prefix before every name."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+
+
+def _swin_block(name: str, dim: int, table: tuple[int, int], qkv_bias: bool) -> dict[str, tuple[int, ...]]:
+    return {
+        **_norm(f"{name}.norm1", dim),
+        f"{name}.attn.relative_position_bias_table": table,
+        f"{name}.attn.qkv.weight": (3 * dim, dim),
+        **({f"{name}.attn.qkv.bias": (3 * dim,)} if qkv_bias else {}),
+        f"{name}.attn.proj.weight": (dim, dim),
+        f"{name}.attn.proj.bias": (dim,),
+        **_norm(f"{name}.norm2", dim),
+        f"{name}.mlp.fc1.weight": (4 * dim, dim),
+        f"{name}.mlp.fc1.bias": (4 * dim,),
+        f"{name}.mlp.fc2.weight": (dim, 4 * dim),
+        f"{name}.mlp.fc2.bias": (dim,),
+    }

@@ -1,0 +1,118 @@
+"""Two processes that share a batch learn what one process learns from the joint batch, in every task."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+
+from nnssl.pretext import TASKS
+from nnssl.pretext.base import PretextTask
+from tests.pretext.toys import ENCODERS, prepared, toy_batch, toy_task
+
+IMAGES, PROCESSES = 4, 2
+STEP, TOTAL = 3, 10
+Learnt = dict[str, Tensor]
+
+
+def _task(name: str, family: str, scope: str = "global") -> PretextTask:
+    extra = [f"scope={scope}"] if hasattr(TASKS[name].Config(), "scope") else []
+    task = toy_task(name, extra, family=family).double().train()
+    task.begin_step(STEP, TOTAL)
+    return task
+
+
+def _joint_batch(task: PretextTask) -> Learnt:
+    return {
+        key: value.double() if value.is_floating_point() else value
+        for key, value in toy_batch(task, images=IMAGES).items()
+    }
+
+
+def _own(batch: Learnt, rank: int) -> Learnt:
+    """The rows of one process of view-major stacks (V * B, ...)."""
+    return {
+        key: torch.cat([view.chunk(PROCESSES)[rank] for view in value.chunk(len(value) // IMAGES)])
+        for key, value in batch.items()
+    }
+
+
+def _learn(task: PretextTask, batch: Learnt) -> Learnt:
+    """Gradients of the own rows, averaged over processes as data-parallel training does, and the moved centres."""
+    task(batch)["loss"].backward()
+    learnt = {}
+    for part, module in task.trained_parts().items():
+        for key, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                if dist.is_initialized():
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= PROCESSES
+                learnt[f"{part}.{key}"] = parameter.grad
+    task.after_step(STEP, TOTAL)
+    return learnt | {name: buffer for name, buffer in task.named_buffers() if name.endswith("_centre")}
+
+
+def _learn_in_one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    batches = torch.load(f"{folder}/batches.pt", weights_only=True)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    found: dict[str, Any] = {}
+    for (name, family), batch in batches.items():
+        for scope in ("global", "process"):
+            found[f"{name} {family} {scope}"] = _learn(_task(name, family, scope), _own(batch, rank))
+        if name == "threedino":
+            task = _task(name, family)
+            own = {key: value.chunk(PROCESSES)[rank] for key, value in prepared(task, images=IMAGES).items()}
+            found[f"mask {family}"] = task.augment(own, torch.Generator().manual_seed(0))
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[tuple[str, str], Learnt], list[dict[str, Learnt]]]:
+    folder = str(tmp_path_factory.mktemp("processes"))
+    batches = {(name, family): _joint_batch(_task(name, family)) for name in TASKS for family in ENCODERS}
+    torch.save(batches, f"{folder}/batches.pt")
+    multiprocessing.spawn(_learn_in_one_of_two, args=(folder,), nprocs=PROCESSES)
+    return batches, [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("name", TASKS)
+def test_gradients_and_centres_of_two_processes_are_those_of_the_joint_batch(
+    name: str, family: str, runs: tuple[dict[tuple[str, str], Learnt], list[dict[str, Learnt]]]
+) -> None:
+    batches, found = runs
+    expected = _learn(_task(name, family), batches[name, family])
+    for process in found:
+        learnt = process[f"{name} {family} global"]
+        assert set(learnt) == set(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                learnt[key], value, rtol=1e-5, atol=1e-9, msg=lambda text, key=key: f"{key} {text}"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["threedino", "contrastive"])
+def test_a_process_may_also_learn_on_its_own_rows_alone(
+    name: str, runs: tuple[dict[tuple[str, str], Learnt], list[dict[str, Learnt]]]
+) -> None:
+    found = runs[1][0]
+    together, alone = found[f"{name} vit global"], found[f"{name} vit process"]
+    assert any(not torch.allclose(together[key], alone[key], rtol=1e-3) for key in together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ENCODERS)
+def test_stratified_masks_of_two_processes_are_those_of_the_joint_batch(
+    family: str, runs: tuple[dict[tuple[str, str], Learnt], list[dict[str, Learnt]]]
+) -> None:
+    batches, found = runs
+    joint = batches["threedino", family]["mask"]
+    for rank, process in enumerate(found):
+        assert process[f"mask {family}"]["mask"].equal(_own({"mask": joint}, rank)["mask"])
