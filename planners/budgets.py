@@ -8,7 +8,7 @@ from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, token_count
 from nnssl.planners.crops import FinetuneCrop, PretrainCrop, Spacing, finetune_crop, pretrain_crop
 from nnssl.planners.memory import finetune_bytes, usable_bytes
-from nnssl.planners.native_crops import Wanted, native_pretrain_crop, wanted_crop
+from nnssl.planners.native_crops import Wanted, native_pretrain_crop, smallest_cells, wanted_crop
 from nnssl.planners.network import NetworkPlan
 from nnssl.planners.pretrain_memory import pretrain_bytes
 from nnssl.recipe import FineTuneRecipe, Preset, PretrainRecipe
@@ -17,7 +17,7 @@ FINETUNE_BATCH = (2, 8)  # nnU-Net's smallest; 3DINO's
 PRETRAIN_BATCH = (2, 512)  # two, or KoLeo's nearest neighbour does not exist; 3DINO's
 COVERED_SHARE = 0.05  # nnU-Net: one batch shows at most 5 % of the data set
 SMALLEST_STEPS = 1_000  # below, warm-up and schedules are too short
-SMALLEST_BUDGET, CELL_OF_BUDGET = 8, 16  # tokens of up to 16 voxels; larger cells: one
+SMALLEST_BUDGET, CELL_OF_BUDGET = 8, 16  # tokens of up to 16 voxels; larger cells: as few as work
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,9 @@ def plan_finetune(
     wanted = wanted_by(spec, spacing_mm, recipe)
     full = token_count([side // spec.crop_multiple for side in wanted.crop]) if wanted else native_tokens(spec)
     bounds = FINETUNE_BATCH if recipe is None else (FINETUNE_BATCH[0], recipe.batch_size)
-
-    def geometry_for(budget: int) -> FinetuneCrop:
-        if wanted is None:
-            return finetune_crop(sizes, spec.crop_multiple, budget, spacing_mm=spacing_mm)
-        return wanted_crop(sizes, wanted, spec, budget)
-
     budget = full
     while True:
-        geometry = geometry_for(budget)
+        geometry = _finetune_geometry(spec, sizes, budget, wanted=wanted, spacing_mm=spacing_mm)
         needed = _needs(bounds, lambda batch: finetune_bytes(network, geometry.crop, batch))  # noqa: B023
         batch = _largest_batch(needed, memory_gb)
         if batch or budget <= smallest_budget(spec):
@@ -158,7 +152,15 @@ def wanted_by(spec: EncoderSpec, spacing_mm: Spacing | None, recipe: Preset | No
 
 def smallest_budget(spec: EncoderSpec) -> int:
     """Tokens below which no crop is cut for memory."""
-    return SMALLEST_BUDGET if spec.crop_multiple <= CELL_OF_BUDGET else 1
+    return SMALLEST_BUDGET if spec.crop_multiple <= CELL_OF_BUDGET else smallest_cells(spec)
+
+
+def _finetune_geometry(
+    spec: EncoderSpec, sizes: ScanSizes, budget: int, *, wanted: Wanted | None, spacing_mm: Spacing | None
+) -> FinetuneCrop:
+    if wanted is None:
+        return finetune_crop(sizes, spec.crop_multiple, budget, spacing_mm=spacing_mm)
+    return wanted_crop(sizes, wanted, spec, budget)
 
 
 def _less(budget: int, used: int, spec: EncoderSpec) -> int:

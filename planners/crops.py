@@ -23,7 +23,7 @@ SPACING_RULES = (
     "flag",  # as given
     "encoder",  # what the encoder was trained at
     "recipe",  # what a paper's fine-tuning used
-    "small",  # "tokens", because the median scan is too small at the encoder's or recipe's spacing
+    "small",  # between the encoder's or recipe's and nnU-Net's, because the median scan is too small at the former
 )
 STORED_SIDES = 2.0  # stored sides of the median scan, in global crops: a global crop takes half of the depth or more
 
@@ -79,7 +79,7 @@ class PretrainCrop:
 
 
 def finetune_crop(
-    sizes: ScanSizes, patch: int, token_budget: int, *, spacing_mm: ArrayLike | None = None, cell: int | None = None
+    sizes: ScanSizes, patch: int, token_budget: int, *, spacing_mm: ArrayLike | None = None
 ) -> FinetuneCrop:
     """Spacing and crop for fine-tuning; a given spacing is taken as it is.
 
@@ -88,10 +88,9 @@ def finetune_crop(
         patch: every crop side is a multiple of it (voxels).
         token_budget: of patch^3 voxels, in one crop.
         spacing_mm: taken as it is.
-        cell: side of what the spacing rule counts, where it is smaller than `patch` (a Swin: 16 of 32 voxels).
     """
     base, rule = nnunet_spacing(sizes), "tokens" if spacing_mm is None else "flag"
-    given = refined_spacing(sizes, base, cell or patch) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
+    given = refined_spacing(sizes, base, patch) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
     median = sizes.median_shape(given)
     limit = np.maximum(whole_tokens(median, patch), 1)
     crop = sides(grow_grid(limit, given * patch, token_budget), patch)

@@ -15,10 +15,12 @@ from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, join_sizes
+from nnssl.networks import CHANNEL_RULES
 from nnssl.paths import load_json, preprocessed_folder, raw_folder, save_json
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan, plan_finetune, plan_pretrain
 from nnssl.planners.explain import Decision, finetune_decisions, network_decisions, pretrain_decisions, shared_decisions
-from nnssl.planners.network import CHANNEL_RULES, NetworkPlan, choose_network
+from nnssl.planners.intensity import IntensityChoice
+from nnssl.planners.network import NetworkPlan, choose_network
 from nnssl.planners.plans_file import TRANSPOSE, Planned, Resampling, intensity_scheme, plans_content, resampling
 from nnssl.recipe import RECIPES, Preset
 
@@ -47,9 +49,9 @@ class Wishes:
         return None if self.recipe is None else RECIPES[self.recipe]
 
 
-def default_plans_name(encoder: str) -> str:
-    """Name of the plans file of an encoder."""
-    return f"nnsslPlans_{encoder}"
+def default_plans_name(encoder: str, recipe: str | None = None) -> str:
+    """Name of the plans file of an encoder; a recipe's does not replace the one that the encoder is pretrained with."""
+    return f"nnsslPlans_{encoder}" if recipe is None else f"nnsslPlans_{encoder}_{recipe}"
 
 
 class EncoderPlanner(ExperimentPlanner):
@@ -61,7 +63,7 @@ class EncoderPlanner(ExperimentPlanner):
     Attributes:
         spec: the encoder, with its native crop and the intensity range to use.
         wishes: recipe, decoder and rule for several image channels.
-        intensity_source: where the intensity range comes from, for the table.
+        intensity: the rule with its reason; that of `spec` holds, and the reason goes into the table.
         trained: whether pretrained weights exist; then spec.native_crop is theirs, else it becomes the global crop.
         pretrain_plan: of several data sets together; None plans for this one alone.
         decisions: filled by `plan_experiment`.
@@ -84,11 +86,12 @@ class EncoderPlanner(ExperimentPlanner):
         self.fingerprint: Fingerprint = load_fingerprint(self.raw.name)
         self.spec = spec or encoder_spec(DEFAULT_ENCODER)
         self.wishes = wishes or Wishes()
-        self.intensity_source, self.trained = "the encoder's preset", False
+        self.intensity = IntensityChoice(self.spec.intensity, "the encoder's preset")
+        self.trained = False
         self.pretrain_plan: PretrainPlan | None = None
         self.decisions: list[Decision] = []
         self.memory_gb = gpu_memory_target_in_gb
-        self.plans_identifier = plans_name or default_plans_name(self.spec.name)
+        self.plans_identifier = plans_name or default_plans_name(self.spec.name, self.wishes.recipe)
         self.overwrite_target_spacing = _checked_spacing(overwrite_target_spacing)
         self.suppress_transpose = suppress_transpose
         self.dataset_name, self.dataset_json = self.raw.name, self.raw.dataset_json
@@ -159,7 +162,7 @@ class EncoderPlanner(ExperimentPlanner):
         self.decisions = [
             *shared_decisions(
                 self.spec,
-                self.intensity_source,
+                self.intensity,
                 cases=len(self.fingerprint.shapes),
                 bad_cases=len(self.fingerprint.bad_cases),
             ),
@@ -178,6 +181,7 @@ class EncoderPlanner(ExperimentPlanner):
                 self.fingerprint,
                 self.decisions,
                 self.wishes.recipe,
+                self.intensity.encoder,
             )
         )
         folder = preprocessed_folder() / self.raw.name

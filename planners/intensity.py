@@ -13,10 +13,16 @@ SCOPE = "percentiles are of the whole image, zeros around the body included (the
 
 @dataclass(frozen=True)
 class IntensityChoice:
-    """The rule, and why."""
+    """The rule, and why.
+
+    Attributes:
+        encoder: what the encoder saw in pretraining, where that is known to differ from the rule: fine-tuning accepts
+            this difference and no other. None: the same as the rule.
+    """
 
     intensity: IntensityRange
     why: str
+    encoder: IntensityRange | None = None
 
 
 def is_ct(channel_names: Sequence[str]) -> bool:
@@ -46,17 +52,24 @@ def choose_intensity(
         weights: what a weight file says.
     """
     known = weights or preset
-    if flag is not None:
-        return IntensityChoice(replace(flag, encoder_range=known.encoder_range), "-intensity")
+    plain = _by_modality(known, channel_names, of_weights=weights is not None)
     wish = _recipe_wish(known, channel_names, recipe)
-    if wish is not None:
-        return wish
-    source = "what the weights were trained with" if weights else "the encoder's preset"
-    if known.kind == "window" and known.low < 0 and not is_ct(channel_names):
-        low, high = OTHER_PERCENTILES
-        reason = f"{source} is {known} in Hounsfield units, and not every channel is CT ({_names(channel_names)})"
-        return IntensityChoice(replace(known, kind="percentile", low=low, high=high), f"{reason}; {SCOPE}")
-    return IntensityChoice(known, source)
+    if flag is not None:
+        choice = IntensityChoice(replace(flag, encoder_range=known.encoder_range), "-intensity")
+    else:
+        choice = wish or plain
+    seen = weights or (plain.intensity if wish else None)  # a recipe fine-tunes what another plan pretrained
+    return replace(choice, encoder=None if seen == choice.intensity else seen)
+
+
+def _by_modality(known: IntensityRange, channel_names: Sequence[str], *, of_weights: bool) -> IntensityChoice:
+    """What the encoder saw, or percentiles in place of Hounsfield units that the channels do not have."""
+    source = "what the weights were trained with" if of_weights else "the encoder's preset"
+    if known.kind != "window" or known.low >= 0 or is_ct(channel_names):
+        return IntensityChoice(known, source)
+    low, high = OTHER_PERCENTILES
+    reason = f"{source} is {known} in Hounsfield units, and not every channel is CT ({_names(channel_names)})"
+    return IntensityChoice(replace(known, kind="percentile", low=low, high=high), f"{reason}; {SCOPE}")
 
 
 def _recipe_wish(known: IntensityRange, channel_names: Sequence[str], recipe: Preset | None) -> IntensityChoice | None:

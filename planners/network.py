@@ -8,7 +8,6 @@ from nnssl.networks import check_decoder
 from nnssl.networks.adapter import default_width
 from nnssl.recipe import Preset
 
-CHANNEL_RULES = ("mix", "replicate", "reinit")
 DEFAULT_DECODERS = {"vit": "unet", "swin": "swin_unetr", "primus": "unetr", "resenc": "unet"}  # by family
 
 
@@ -20,7 +19,7 @@ class NetworkPlan:
     decoder: str
     input_channels: int
     num_classes: int
-    channels: str = "mix"  # one of CHANNEL_RULES
+    channels: str = "mix"  # one of nnssl.networks.CHANNEL_RULES
     norm: str | None = None  # of the decoder; None: its own
     frozen: bool = True
     adapter_width: int | None = None
@@ -33,7 +32,10 @@ class NetworkPlan:
 
     @property
     def keeps_activations(self) -> bool:
-        """Whether gradients pass through the encoder: it is trained, or something before its blocks is."""
+        """Whether gradients pass through the encoder: it is trained, or something before its blocks is.
+
+        A patch embedding is new and trained ("reinit") however many channels the images have.
+        """
         return not self.frozen or self.adapter_width is not None or self.channels == "reinit"
 
     def arch_kwargs(self, spec: EncoderSpec) -> dict[str, Any]:
@@ -89,10 +91,10 @@ def choose_decoder(spec: EncoderSpec, decoder: str | None, recipe: Preset | None
 def default_channel_rule(spec: EncoderSpec, input_channels: int) -> str:
     """ViT: one channel at a time (3DINO); others see all channels at once where there are several.
 
-    Weights that read several channels together are adapted where the images have another number of them.
+    Weights that read several channels together go on doing so, adapted where the images have another number of them.
     """
-    fits = spec.input_channels in (1, input_channels)
-    return "mix" if fits and (spec.family == "vit" or input_channels == 1) else "replicate"
+    apart = spec.family == "vit" or input_channels == 1
+    return "mix" if apart and spec.input_channels == 1 else "replicate"
 
 
 def has_adapter(spec: EncoderSpec, decoder: str) -> bool:

@@ -11,7 +11,7 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 from nnssl.config import to_dict
 from nnssl.data.fingerprint import Fingerprint
 from nnssl.data.preprocessing import PERCENTILE_SCHEME
-from nnssl.encoders.base import EncoderSpec
+from nnssl.encoders.base import EncoderSpec, IntensityRange
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan
 from nnssl.planners.crops import Spacing
 from nnssl.planners.explain import Decision
@@ -36,6 +36,7 @@ class Planned:
     fingerprint: Fingerprint
     decisions: Sequence[Decision]
     recipe_name: str | None = None
+    encoder_intensity: IntensityRange | None = None  # what the encoder saw, where it differs from spec.intensity
 
 
 def resampling() -> Resampling:
@@ -117,6 +118,7 @@ def _own_section(planned: Planned) -> dict[str, Any]:
         "encoder_options": dict(spec.options),
         "native_crop": list(spec.native_crop),
         "intensity": to_dict(spec.intensity),
+        "encoder_intensity": None if planned.encoder_intensity is None else to_dict(planned.encoder_intensity),
         "orientation": "RAS",
         "axes": "XYZ",
         "recipe": planned.recipe_name,

@@ -37,13 +37,15 @@ assert features.maps[4].shape == (1, 384, 1, 2, 1) and torch.isfinite(features.s
 """,
     "pretext": """
 import torch
-from nnssl.encoders.base import IntensityRange
+from nnssl.config import knows
+from nnssl.encoders import encoder_spec
 from nnssl.pretext import TASKS, build_task
 from nnssl.recipe import PretrainRecipe
 recipe = PretrainRecipe(global_crop=(16, 16, 16), local_crop=(8, 8, 8), batch_size=2, steps=4)
-small = {"threedino": ["prototypes=32", "hidden=16", "bottleneck=8", "local_views=2"]}
+spec = encoder_spec("vit_tiny_8", recipe.global_crop)
+small = ["prototypes=32", "hidden=16", "bottleneck=8", "local_views=2"]
 for name in TASKS:
-    task = build_task(name, "vit_tiny_8", recipe, IntensityRange(), small.get(name, []))
+    task = build_task(name, spec, recipe, [one for one in small if knows(TASKS[name].Config, one)])
     generator = torch.Generator().manual_seed(0)
     samples = [task.prepare(torch.rand(1, 24, 24, 24), generator) for _ in range(2)]
     batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

@@ -7,8 +7,7 @@ from typing import Any
 from nnssl.config import override
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec
-from nnssl.networks import check_decoder
-from nnssl.networks.segmentor import CHANNELS
+from nnssl.networks import CHANNEL_RULES, check_decoder
 
 TUNING = ("frozen", "unfreeze_last", "lora_rank")
 
@@ -33,8 +32,8 @@ class NetworkSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"setting {name!r}: must be at least {least}, got {value}")
-        if self.channels not in CHANNELS:
-            raise ValueError(f"setting 'channels': {self.channels!r} is unknown; known: {', '.join(CHANNELS)}")
+        if self.channels not in CHANNEL_RULES:
+            raise ValueError(f"setting 'channels': {self.channels!r} is unknown; known: {', '.join(CHANNEL_RULES)}")
         if not self.frozen and (self.unfreeze_last or self.lora_rank):
             raise ValueError("settings unfreeze_last and lora_rank are for a frozen encoder; add frozen=true")
 

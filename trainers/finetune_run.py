@@ -11,7 +11,7 @@ from nnssl.config import from_dict, knows, override, to_dict
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import IntensityRange
 from nnssl.paths import load_json
-from nnssl.recipe import RECIPES, FineTuneRecipe
+from nnssl.recipe import FineTuneRecipe
 from nnssl.trainers.finetune_network import NetworkSettings, changed_network, network_settings, write_settings
 from nnssl.weights.header import EncoderHeader, seen_cases
 
@@ -132,8 +132,10 @@ def check_encoder_file(
             f"{_differing(wanted, held)}; {again}"
         )
     planned = from_dict(IntensityRange, section["intensity"])
+    recorded = section.get("encoder_intensity")  # a difference that the planner knows of and gives the reason for
+    expected = from_dict(IntensityRange, recorded) if recorded else planned
     seen = file.header.intensity if file.header else planned
-    if seen != planned and not allow_intensity and not _wished_by_recipe(section, planned, seen):
+    if seen not in (planned, expected) and not allow_intensity:
         raise ValueError(
             f"{file.name} was trained on intensity {seen} in {seen.encoder_range}, but the plans store {planned} in "
             f"{planned.encoder_range}; {again}, or add --allow_intensity if that difference is meant"
@@ -223,13 +225,6 @@ def _comparable(plans: Mapping[str, Any]) -> dict[str, Any]:
     run = {key: value for key, value in section.get("run", {}).items() if key not in _FOLD_WORDS}
     networks = {name: config for name, config in plans["configurations"].items() if name != "pretrain"}
     return {**run, "finetune": section.get("finetune"), "configurations": networks}
-
-
-def _wished_by_recipe(section: Mapping[str, Any], planned: IntensityRange, seen: IntensityRange) -> bool:
-    """Whether the plans store another window than the encoder's because a paper's recipe does."""
-    preset = RECIPES.get(section.get("recipe") or "")
-    wishes = (preset.ct_window_hu, preset.mr_percentiles) if preset else ()
-    return (planned.low, planned.high) in wishes and planned.encoder_range == seen.encoder_range
 
 
 def _options(encoder: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from nnssl.data.stamp import check_stamp
 from nnssl.data.volumes import StoredFolder, stored_cases
 from nnssl.encoders.base import IntensityRange
 from nnssl.paths import dataset_id, load_json, plans_in, preprocessed_folder
-from nnssl.recipe import PretrainRecipe
+from nnssl.recipe import RECIPES, PretrainRecipe
 from nnssl.trainers.splits import SPLITS_FILE, cases_of_fold, splits_for
 
 CONFIGURATION = "pretrain"
@@ -110,6 +110,9 @@ def _read(dataset: str, plans_name: str, datasets: Sequence[str]) -> dict[str, A
         return load_json(path)
     known = ", ".join(plans_in(path.parent)) or "none"
     encoder = plans_name.removeprefix("nnsslPlans_") if plans_name.startswith("nnsslPlans_") else "ENCODER"
+    recipe = next((name for name in RECIPES if encoder.endswith(f"_{name}")), None)
+    if recipe is not None:
+        encoder = f"{encoder.removesuffix(f'_{recipe}')} --recipe {recipe}"
     raise FileNotFoundError(
         f"plans {plans_name!r} of {dataset}: no such file {path}; there are: {known}; "
         f"make them with: nnssl_plan_and_preprocess {_planner_words(datasets, encoder)}"

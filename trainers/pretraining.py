@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from nnssl.config import to_dict
 from nnssl.data.seeds import derived_seed, generator_at
+from nnssl.layers.joint_batch import joint_batch
+from nnssl.losses.processes import rank, world
 from nnssl.networks.precision import has_fast_bf16
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
@@ -91,11 +93,12 @@ def _learn(
     task: PretextTask, optimiser: torch.optim.Optimizer, batch: Batch, *, step: int, recipe: PretrainRecipe, run: Run
 ) -> dict[str, float]:
     """One step of optimiser, teacher and centres; returns losses, health numbers and gradient norms."""
-    parts = task.trained_parts()
+    parts, samples = task.trained_parts(), len(next(iter(batch.values())))
     task.begin_step(step, recipe.steps)
     batch = task.augment(batch, generator_at(recipe.seed, _AUGMENT, step, device=run.device))
-    torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth draws from the global generator
-    with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
+    torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth: alike in all processes
+    autocast = torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None)
+    with autocast, joint_batch(samples, rank=rank(), processes=world()):
         losses = task(batch)
     optimiser.zero_grad(set_to_none=True)
     losses["loss"].backward()

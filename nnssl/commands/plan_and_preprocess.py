@@ -24,7 +24,7 @@ from nnssl.planners.encoder_planner import (
     plan_together,
 )
 from nnssl.planners.explain import decision_table
-from nnssl.planners.intensity import choose_intensity
+from nnssl.planners.intensity import IntensityChoice, choose_intensity
 from nnssl.planners.network import choose_decoder
 from nnssl.recipe import RECIPES
 from nnssl.weights.encoder_file import read_weights
@@ -34,7 +34,7 @@ CONFIGURATIONS = ("3d_fullres", "pretrain")
 EXAMPLES = """  nnssl_plan_and_preprocess -d 4
   nnssl_plan_and_preprocess -d 4 201 -e vit_small_8 -np 4
   nnssl_plan_and_preprocess -d 101 -e vit_base_16 -intensity window:-175,250 -plans_name nnsslPlansSoftTissue
-  nnssl_plan_and_preprocess -d 101 --recipe smit_many -pretrained_weights smit.pt -plans_name nnsslPlansTuned"""
+  nnssl_plan_and_preprocess -d 101 --recipe smit_many -pretrained_weights smit.pt"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +46,8 @@ def command() -> argparse.ArgumentParser:
     """The command line."""
     words = parser("nnssl_plan_and_preprocess", "Check, plan and preprocess raw data sets, labelled or not.", EXAMPLES)
     add = words.add_argument
-    add(
-        "-d",
-        nargs="+",
-        required=True,
-        metavar="DATASET",
-        help="[REQUIRED] data sets by number or name; the pretrain configuration is planned once over all of them",
-    )
+    datasets = "[REQUIRED] data sets by number or name; the pretrain configuration is planned once over all of them"
+    add("-d", nargs="+", required=True, metavar="DATASET", help=datasets)
     add(
         "-e",
         metavar="ENCODER",
@@ -68,7 +63,11 @@ def command() -> argparse.ArgumentParser:
         "Hounsfield units becomes percentile:5,95 unless all channels are CT",
     )
     add("-gpu_memory_target", type=float, default=8.0, metavar="GB", help="[OPTIONAL] default 8")
-    add("-plans_name", metavar="NAME", help="[OPTIONAL] default nnsslPlans_<encoder>")
+    add(
+        "-plans_name",
+        metavar="NAME",
+        help="[OPTIONAL] default nnsslPlans_<encoder>, with --recipe nnsslPlans_<encoder>_<recipe>",
+    )
     add(
         "-overwrite_target_spacing",
         nargs=3,
@@ -126,7 +125,7 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
         raise ValueError(f"-np {processes}: give 1 or more processes")
     raws = list({raw.name: raw for raw in map(open_dataset, arguments.d)}.values())
     channel_names = [name for raw in raws for name in raw.dataset_json["channel_names"].values()]
-    spec, source = choose_encoder(arguments, channel_names)
+    spec, intensity = choose_encoder(arguments, channel_names)
     choose_decoder(spec, arguments.decoder, _wishes(arguments).preset)
     for raw in raws:
         check_plans_name(_plans_name(arguments, spec), raw.name)
@@ -134,7 +133,7 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     for raw in raws:
         found = fingerprint(raw, processes=processes, clean=arguments.clean)
         problems += [line for lines in found.bad_cases.values() for line in lines]
-    _plan(arguments, raws, spec, source)
+    _plan(arguments, raws, spec, intensity)
     if not arguments.no_pp:
         problems += _preprocess(arguments, raws, spec, processes)
     if problems:
@@ -143,26 +142,33 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def choose_encoder(arguments: argparse.Namespace, channel_names: Sequence[str]) -> tuple[EncoderSpec, str]:
-    """The encoder with the intensity range for these channels, and where that range comes from."""
-    name, crop, intensity, options = arguments.e, None, None, {}
-    if arguments.pretrained_weights:
-        found = identify(read_weights(arguments.pretrained_weights))
-        if name not in (None, found.encoder):
-            raise ValueError(
-                f"-e {name} does not fit -pretrained_weights, which hold {found.encoder}; leave -e out or correct it"
-            )
-        name, crop, intensity, options = found.encoder, found.native_crop, found.intensity, found.options
-    name = name or RECIPE_ENCODERS.get(arguments.recipe, DEFAULT_ENCODER)
-    spec = encoder_spec(name, crop, intensity=intensity, options=options)
+def choose_encoder(arguments: argparse.Namespace, channel_names: Sequence[str]) -> tuple[EncoderSpec, IntensityChoice]:
+    """The encoder with the intensity range for these channels, and why that range."""
+    spec, stated = _encoder_of(arguments)
     choice = choose_intensity(
         spec.intensity,
         channel_names,
         flag=read_intensity(arguments.intensity, spec.intensity) if arguments.intensity else None,
         recipe=_wishes(arguments).preset,
-        weights=intensity,
+        weights=stated,
     )
-    return replace(spec, intensity=choice.intensity), choice.why
+    return replace(spec, intensity=choice.intensity), choice
+
+
+def _encoder_of(arguments: argparse.Namespace) -> tuple[EncoderSpec, IntensityRange | None]:
+    """The encoder that was asked for or that the weights hold, and the intensity that the weights state."""
+    if not arguments.pretrained_weights:
+        return encoder_spec(arguments.e or RECIPE_ENCODERS.get(arguments.recipe, DEFAULT_ENCODER)), None
+    weights = read_weights(arguments.pretrained_weights)
+    found = identify(weights, arguments.e)
+    if arguments.e not in (None, found.encoder):
+        raise ValueError(
+            f"-e {arguments.e} does not fit -pretrained_weights, which hold {found.encoder}; leave -e out or correct it"
+        )
+    spec = found.spec()
+    if spec.native_spacing and weights.header and weights.header.spacing_mm:
+        spec = replace(spec, native_spacing=weights.header.spacing_mm)  # of the volumes it was pretrained on
+    return spec, found.intensity
 
 
 def read_intensity(text: str, preset: IntensityRange) -> IntensityRange:
@@ -178,7 +184,7 @@ def read_intensity(text: str, preset: IntensityRange) -> IntensityRange:
     return replace(preset, kind=kind, low=float(match.group(1)), high=float(match.group(2)))
 
 
-def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, source: str) -> None:
+def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, intensity: IntensityChoice) -> None:
     spacing = arguments.overwrite_target_spacing
     planners = [
         EncoderPlanner(
@@ -193,7 +199,7 @@ def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSp
     ]
     together = plan_together(planners)
     for planner in planners:
-        planner.intensity_source, planner.trained = source, bool(arguments.pretrained_weights)
+        planner.intensity, planner.trained = intensity, bool(arguments.pretrained_weights)
         planner.pretrain_plan = together
         planner.plan_experiment()
         print(decision_table(f"\n{planner.raw.name}, encoder {spec.name}", planner.decisions))
@@ -216,4 +222,4 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
 
 
 def _plans_name(arguments: argparse.Namespace, spec: EncoderSpec) -> str:
-    return arguments.plans_name or default_plans_name(spec.name)
+    return arguments.plans_name or default_plans_name(spec.name, arguments.recipe)

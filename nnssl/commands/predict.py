@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("-f", nargs="+", metavar="FOLD", help="[OPTIONAL] folds to average; default: all trained ones")
     command.add_argument("-chk", default="checkpoint_final.pth", help="[OPTIONAL] default: checkpoint_final.pth")
     command.add_argument(
-        "-step_size", type=float, default=0.5, help="[OPTIONAL] step in crops, 0.5: they overlap by half"
+        "-step_size",
+        type=float,
+        metavar="SHARE",
+        help="[OPTIONAL] step between crops as a share of their side; default: the model's recipe, else 0.5",
     )
     command.add_argument("--disable_tta", action="store_true", help="no mirroring: up to 8 times faster")
     command.add_argument("--save_probabilities", action="store_true", help="save CASE.npz beside each label map")

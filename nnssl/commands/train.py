@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnssl.commands import command_line
+from nnssl.networks import DECODERS
 from nnssl.paths import dataset_name
+from nnssl.recipe import FineTuneRecipe
+from nnssl.trainers.finetune_network import NetworkSettings
 from nnssl.trainers.finetune_run import RunOptions
 from nnssl.weights.encoder_file import sha256
 
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 -pretrained_weights encoder.safetensors -run pretrained
   nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 -pretrained_weights encoder.safetensors -run lora -lora 8
+  nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 -pretrained_weights encoder.safetensors -run probe -decoder linear
+  nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 -pretrained_weights encoder.safetensors -run full --full
   nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 --random_frozen -run random -num_labelled 10 -seed 0
   nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 --from_scratch -run scratch --set epochs=20 lr=3e-4
   nnssl_train 4 3d_fullres 0 -p nnsslPlans_vit_tiny_8 -run scratch --c"""
+KEYS = (*FineTuneRecipe.__dataclass_fields__, *NetworkSettings.__dataclass_fields__)  # of --set
 FROZEN = {"frozen": "true", "unfreeze_last": "0", "lora_rank": "0"}
 
 
@@ -35,39 +41,68 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("configuration", help="configuration of the plans, for example 3d_fullres")
     command.add_argument("fold", help="fold of the cross-validation (0, 1, ...) or all")
     command.add_argument("-p", required=True, metavar="PLANS", help="plans name, for example nnsslPlans_vit_tiny_8")
-    command.add_argument("-tr", default="FrozenEncoderTrainer", help="[OPTIONAL] trainer class")
+    command.add_argument(
+        "-tr", default="FrozenEncoderTrainer", metavar="TRAINER", help="[OPTIONAL] your own subclass of the trainer"
+    )
     _add_network(command)
     command.add_argument("-run", metavar="NAME", help="[OPTIONAL] name of the run, appended to the plans name")
     command.add_argument(
-        "-num_labelled", type=int, metavar="N", help="[OPTIONAL] train on N cases of the fold (nested)"
+        "-num_labelled", type=int, metavar="N", help="[OPTIONAL] train on N cases of the fold, drawn by the seed"
     )
     command.add_argument("-seed", type=int, help="[OPTIONAL] of the subset and of the training; default 0")
-    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="[OPTIONAL] recipe")
-    command.add_argument("--c", action="store_true", help="continue this run from its last checkpoint")
-    command.add_argument("--val", action="store_true", help="only validate a finished run")
-    command.add_argument("--npz", action="store_true", help="save probabilities of the validation cases")
-    command.add_argument("--disable_tta", action="store_true", help="validate without mirroring (8 times faster)")
-    command.add_argument("--no_validation", action="store_true", help="stop after training")
-    command.add_argument("--allow_partial", action="store_true", help="accept an encoder file that lacks tensors")
-    command.add_argument("--allow_overlap", action="store_true", help="accept validation cases seen in pretraining")
-    command.add_argument("--allow_intensity", action="store_true", help="accept another intensity than the encoder's")
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help=f"[OPTIONAL] change the plans' recipe and network for this run; keys: {', '.join(KEYS)}",
+    )  # fmt: skip
+    _add_running(command)
     command_line.add_device(command)
     return command
+
+
+def _add_running(command: argparse.ArgumentParser) -> None:
+    """Continuing, validating, and what is accepted all the same."""
+    command.add_argument("--c", action="store_true", help="[OPTIONAL] continue this run from its last checkpoint")
+    command.add_argument("--val", action="store_true", help="[OPTIONAL] only validate a finished run")
+    command.add_argument("--npz", action="store_true", help="[OPTIONAL] save probabilities of the validation cases")
+    command.add_argument(
+        "--disable_tta", action="store_true", help="[OPTIONAL] validate without mirroring, up to 8 times faster"
+    )
+    command.add_argument("--no_validation", action="store_true", help="[OPTIONAL] stop after training")
+    command.add_argument(
+        "--allow_partial", action="store_true", help="[OPTIONAL] accept a weight file that lacks tensors or has others"
+    )
+    command.add_argument(
+        "--allow_overlap", action="store_true", help="[OPTIONAL] accept validation cases seen in pretraining"
+    )
+    command.add_argument(
+        "--allow_intensity", action="store_true", help="[OPTIONAL] accept another intensity than the encoder's"
+    )
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:
     """Where the encoder comes from, how much of it is trained, and what stands on it."""
     start = command.add_mutually_exclusive_group()
-    start.add_argument("-pretrained_weights", metavar="FILE", type=Path, help="encoder file; frozen unless said so")
-    start.add_argument("--random_frozen", action="store_true", help="a random encoder that stays frozen (control)")
-    start.add_argument("--from_scratch", action="store_true", help="a random encoder that is trained too (control)")
-    tuning = command.add_mutually_exclusive_group()
-    tuning.add_argument("--frozen", action="store_true", help="nothing of the encoder, even if the plans tune it")
-    tuning.add_argument("--full", action="store_true", help="train the whole encoder, lower layers more slowly")
-    tuning.add_argument("-unfreeze_last", type=int, metavar="N", help="[OPTIONAL] train the last N blocks too")
-    tuning.add_argument("-lora", type=int, metavar="RANK", help="[OPTIONAL] low-rank additions to the attention")
-    command.add_argument("-decoder", metavar="NAME", help="[OPTIONAL] another decoder than the plans'")
-    command.add_argument("-channels", metavar="HOW", help="[OPTIONAL] several channels: mix, replicate or reinit")
+    start.add_argument(
+        "-pretrained_weights",
+        metavar="FILE",
+        type=Path,
+        help="weights of any known format: a file, a URL or hf://ORG/REPO/FILE@REVISION; this or a control is needed",
+    )
+    start.add_argument("--random_frozen", action="store_true", help="control: a random encoder that stays frozen")
+    start.add_argument("--from_scratch", action="store_true", help="control: a random encoder that is trained too")
+    tuning = command.add_argument_group(
+        "how much of the encoder is trained (default: as planned; frozen, or full in SMIT's recipes)"
+    ).add_mutually_exclusive_group()
+    tuning.add_argument("--frozen", action="store_true", help="[OPTIONAL] nothing, even if the plans train it")
+    tuning.add_argument("--full", action="store_true", help="[OPTIONAL] all of it, lower layers the slower")
+    tuning.add_argument("-unfreeze_last", type=int, metavar="N", help="[OPTIONAL] its last N blocks")
+    tuning.add_argument("-lora", type=int, metavar="RANK", help="[OPTIONAL] low-rank additions to its attention")
+    command.add_argument("-decoder", metavar="NAME", help=f"[OPTIONAL] {', '.join(DECODERS)}; default: the plans'")
+    command.add_argument(
+        "-channels",
+        metavar="RULE",
+        help="[OPTIONAL] of several image channels: mix, replicate or reinit; default: the plans'",
+    )
 
 
 def work(arguments: argparse.Namespace) -> int:

@@ -19,8 +19,10 @@ from nnssl.weights.header import EncoderHeader
 from nnssl.weights.hub import fetch, sha256
 from nnssl.weights.identify import identify
 from nnssl.weights.load import SWITCHES, LoadReport, load_weights
-from nnssl.weights.sources import CONVERTED_FROM, Source, source_of
+from nnssl.weights.sources import CONVERTED_FROM, UNKNOWN, Source, source_of
+from nnssl.weights.unwrap import shown
 
+LINE = 2000  # characters; a file's own words are not printed without end
 log = logging.getLogger(__name__)
 
 EXAMPLES = """  nnssl_weights inspect 3dino_vit_weights.pth
@@ -99,7 +101,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         "licence": _licence(source_of(opened.weights)),
     }
     for key, text in lines.items():
-        print(f"{key:12} {text}")
+        print(f"{key:12} {shown(text, LINE)}")
     return 0
 
 
@@ -171,7 +173,7 @@ def _header(opened: Opened) -> EncoderHeader:
         spec.native_crop,
         spec.intensity,
         spec.native_spacing,
-        orientation=source.orientation if source else "unknown",
+        orientation=source.orientation if source else UNKNOWN,
         plan=plan,
         encoder_options=spec.options,
     )

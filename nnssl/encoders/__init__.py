@@ -32,6 +32,7 @@ MONAI: dict[str, Any] = {
     "taps": "pre_block",
     "clamp_window": True,
     "intensity_window": (-1000.0, 1000.0),
+    "native_spacing": None,  # its pretraining has options for a spacing (1.5, 1.5, 2 mm) and does not use them
 }
 
 ENCODERS: dict[str, EncoderShape] = {

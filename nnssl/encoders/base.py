@@ -1,8 +1,9 @@
 """What every encoder is: facts about it (EncoderSpec), what it returns (Features), how it is called (Encoder)."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,9 @@ class IntensityRange:
             raise ValueError(f"intensity {self.kind!r} is unknown; known: {', '.join(INTENSITY_KINDS)}")
         if not self.low < self.high:
             raise ValueError(f"intensity {self}: the lower bound must be below the upper bound")
+        lowest, highest = self.encoder_range
+        if not lowest < highest or not all(map(math.isfinite, (self.low, self.high, lowest, highest))):
+            raise ValueError(f"intensity {self} mapped to {self.encoder_range}: finite bounds, the lower one first")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise ValueError(f"intensity {self}: percentiles lie between 0 and 100")
 
@@ -94,6 +98,11 @@ class Encoder(nn.Module, ABC):
 
     spec: EncoderSpec
 
+    @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """All blocks in the order of the data: those of `self.blocks`, unless an encoder says otherwise."""
+        return list(self.get_submodule("blocks").children())
+
     @abstractmethod
     def forward(self, volume: Tensor, token_mask: Tensor | None = None) -> Features:
         """Encode volumes.
@@ -117,6 +126,15 @@ class TokenEncoder(Encoder):
         """Maps (B, channels[0], X/p, Y/p, Z/p) after the given blocks (0-based, ascending), finally normed or not."""
 
 
+def check_line(line: Any) -> None:
+    """Raise a ValueError unless every whole number of a line of ENCODERS is 1 or more."""
+    for entry in fields(line):
+        value = getattr(line, entry.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(type(number) is int and number < 1 for number in numbers):
+            raise ValueError(f"{type(line).__name__} with {entry.name} {value}: must be 1 or more")
+
+
 def check_crop(spec: EncoderSpec, crop: tuple[int, ...]) -> None:
     """Raise a ValueError that names the nearest allowed crop unless every side fits the encoder."""
     if len(crop) == 3 and all(side > 0 and side % spec.crop_multiple == 0 for side in crop):
@@ -126,3 +144,24 @@ def check_crop(spec: EncoderSpec, crop: tuple[int, ...]) -> None:
         f"crop {tuple(crop)} does not fit encoder {spec.name!r}: every side must be a multiple of "
         f"{spec.crop_multiple} voxels; the nearest is {nearest}"
     )
+
+
+def check_volume(spec: EncoderSpec, volume: Tensor) -> None:
+    """Raise a ValueError unless the volume (B, C, X, Y, Z) has the encoder's channels and sides."""
+    channels = spec.input_channels
+    if volume.ndim != 5 or volume.shape[1] != channels:
+        raise ValueError(
+            f"encoder {spec.name!r} reads volumes (B, {channels}, X, Y, Z), got shape {tuple(volume.shape)}"
+            + ("; encode one channel at a time" if channels == 1 else "")
+        )
+    check_crop(spec, tuple(volume.shape[2:]))
+
+
+def check_token_mask(spec: EncoderSpec, token_mask: Tensor, volume: Tensor) -> None:
+    """Raise a ValueError unless the mask has one bool per token of the volume (B, C, X, Y, Z)."""
+    expected = (len(volume), math.prod(spec.token_grid(volume.shape[2:])))
+    if token_mask.shape != expected or token_mask.dtype != torch.bool:
+        raise ValueError(
+            f"token mask of shape {tuple(token_mask.shape)} and type {token_mask.dtype} does not fit: "
+            f"expected bool {expected}, one entry per token of {spec.token_stride} voxels a side"
+        )

@@ -1,11 +1,9 @@
-"""What encoders built of dynamic-network-architectures (MIC-DKFZ) share: its parts on demand, intensities, checks."""
+"""What encoders built of dynamic-network-architectures (MIC-DKFZ) share: its parts on demand, and intensities."""
 
 import importlib
 from typing import Any
 
-from torch import Tensor
-
-from nnssl.encoders.base import EncoderSpec, IntensityRange, check_crop
+from nnssl.encoders.base import IntensityRange
 
 PACKAGE = "dynamic_network_architectures"
 
@@ -32,14 +30,3 @@ def part(module: str, name: str) -> Any:
 def z_score_intensity() -> IntensityRange:
     """The nearest to z-scores that stored [0, 1] intensities allow: percentiles mapped to `Z_SCORE_ENDS`."""
     return IntensityRange(encoder_range=Z_SCORE_ENDS)
-
-
-def check_volume(spec: EncoderSpec, volume: Tensor) -> None:
-    """Raise a ValueError unless the volume (B, C, X, Y, Z) has the encoder's channels and sides."""
-    channels = spec.input_channels
-    if volume.ndim != 5 or volume.shape[1] != channels:
-        raise ValueError(
-            f"encoder {spec.name!r} reads volumes (B, {channels}, X, Y, Z), got shape {tuple(volume.shape)}"
-            + ("; encode one channel at a time" if channels == 1 else "")
-        )
-    check_crop(spec, tuple(volume.shape[2:]))

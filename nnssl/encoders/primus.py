@@ -6,8 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoders.base import EncoderSpec, Features, IntensityRange, TokenEncoder, check_crop
-from nnssl.encoders.foreign import check_volume, part, z_score_intensity
+from nnssl.encoders.base import (
+    EncoderSpec,
+    Features,
+    IntensityRange,
+    TokenEncoder,
+    check_crop,
+    check_line,
+    check_token_mask,
+    check_volume,
+)
+from nnssl.encoders.foreign import part, z_score_intensity
 from nnssl.layers.position import resample_positions
 
 # Order in which the axes of the token grid are counted by the positions, learnt and rotary.
@@ -32,6 +41,7 @@ class PrimusShape:
     input_channels: int = 1  # image channels that enter together
 
     def __post_init__(self) -> None:
+        check_line(self)
         if self.axis_order not in AXIS_ORDERS:
             raise ValueError(f"Primus with axis_order {self.axis_order!r}: known are {', '.join(AXIS_ORDERS)}")
         if self.dim % (self.heads * HEAD_MULTIPLE):
@@ -122,7 +132,7 @@ class Primus(TokenEncoder):
         check_volume(self.spec, volume)
         tokens = self.down_projection(volume).flatten(2).transpose(1, 2).to(self.mask_token.dtype)
         if token_mask is not None:
-            _check_mask(token_mask, tokens)
+            check_token_mask(self.spec, token_mask, volume)
             tokens = torch.where(token_mask[..., None], self.mask_token, tokens)
         learnt, rotary = self._positions(self.spec.token_grid(volume.shape[2:]))
         tokens, taken = tokens + learnt, []
@@ -158,11 +168,3 @@ class Primus(TokenEncoder):
                 f"encoder {self.spec.name!r} has no block {block}; allowed: {-self.depth} to {self.depth - 1}"
             )
         return block % self.depth
-
-
-def _check_mask(token_mask: Tensor, tokens: Tensor) -> None:
-    if token_mask.shape != tokens.shape[:2] or token_mask.dtype != torch.bool:
-        raise ValueError(
-            f"token mask of shape {tuple(token_mask.shape)} and type {token_mask.dtype} does not fit: "
-            f"expected bool {tuple(tokens.shape[:2])}, one entry per patch"
-        )

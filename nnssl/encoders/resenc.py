@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange, check_crop
-from nnssl.encoders.foreign import check_volume, part, z_score_intensity
+from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange, check_crop, check_line, check_volume
+from nnssl.encoders.foreign import part, z_score_intensity
 from nnssl.layers.position import full_precision
 
 
@@ -20,9 +20,10 @@ class ResEncShape:
     input_channels: int = 1  # image channels that enter together
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.depths) or min(*self.widths, *self.depths) < 1:
+        check_line(self)
+        if len(self.widths) != len(self.depths):
             raise ValueError(
-                f"ResEnc of widths {list(self.widths)} and depths {list(self.depths)}: give as many of both, all >= 1"
+                f"ResEnc of widths {list(self.widths)} and depths {list(self.depths)}: give as many of both"
             )
 
     def spec(
@@ -88,6 +89,11 @@ class ResEnc(Encoder):
         self.stem, self.stages = built.stem, built.stages
         for block in [module for module in self.modules() if hasattr(module, "all_modules")]:
             _register_once(block)
+
+    @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The residual blocks in the order of the data."""
+        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
 
     def forward(self, volume: Tensor, token_mask: Tensor | None = None) -> Features:
         """Encode volumes; one map per stage at strides 1, 2, 4, ... ; tokens are the cells of the last."""

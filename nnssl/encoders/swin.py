@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange, check_crop
+from nnssl.encoders.base import (
+    Encoder,
+    EncoderSpec,
+    Features,
+    IntensityRange,
+    check_crop,
+    check_line,
+    check_token_mask,
+    check_volume,
+)
 from nnssl.layers.window import REVERSE_AXES, Windows
 from nnssl.layers.window_attention import SwinBlock
 
@@ -46,6 +55,7 @@ class SwinShape:
     input_channels: int = 1  # image channels that enter together
 
     def __post_init__(self) -> None:
+        check_line(self)
         for key, value, known in (
             ("window_reverse", self.window_reverse, REVERSE_AXES),
             ("merge_order", self.merge_order, MERGE_ORDERS),
@@ -53,13 +63,9 @@ class SwinShape:
         ):
             if value not in known:
                 raise ValueError(f"Swin with {key} {value!r}: known are {', '.join(known)}")
-        if self.width < 1 or self.window < 1:
-            raise ValueError(f"Swin with width {self.width} and window {self.window}: both are 1 or more")
         for key, values in (("depths", self.depths), ("heads", self.heads)):
-            if len(values) != STAGES or min(values) < 1:
-                raise ValueError(
-                    f"Swin with {key} {list(values)}: give one number >= 1 for each of the {STAGES} stages"
-                )
+            if len(values) != STAGES:
+                raise ValueError(f"Swin with {key} {list(values)}: give one number for each of the {STAGES} stages")
 
     def spec(
         self, name: str, native_crop: tuple[int, int, int] | None, intensity: IntensityRange | None
@@ -170,9 +176,10 @@ class SwinTransformer(Encoder):
 
     def forward(self, volume: Tensor, token_mask: Tensor | None = None) -> Features:
         """Encode volumes; five maps at strides 2 to 32."""
-        self._check_volume(volume)
+        check_volume(self.spec, volume)
         cells = embedding = self.patch_embed(volume)
         if token_mask is not None:
+            check_token_mask(self.spec, token_mask, volume)
             cells = embedding = self._hide(embedding, token_mask)
         mixed, merged = [], []
         for stage in self.layers:
@@ -195,23 +202,9 @@ class SwinTransformer(Encoder):
         """Cells (B, X, Y, Z, width) with the mask token in the 8^3 cells of every hidden token."""
         across = TOKEN_STRIDE // PATCH
         x, y, z = (side // across for side in cells.shape[1:4])
-        if token_mask.shape != (len(cells), x * y * z) or token_mask.dtype != torch.bool:
-            raise ValueError(
-                f"token mask of shape {tuple(token_mask.shape)} and type {token_mask.dtype} does not fit: "
-                f"expected bool {(len(cells), x * y * z)}, one entry per token of {TOKEN_STRIDE} voxels a side"
-            )
         hidden = token_mask.view(-1, x, 1, y, 1, z, 1, 1)
         blocks = cells.unflatten(3, (z, across)).unflatten(2, (y, across)).unflatten(1, (x, across))
         return torch.where(hidden, self.mask_token.view(-1), blocks).reshape(cells.shape)
-
-    def _check_volume(self, volume: Tensor) -> None:
-        channels = self.spec.input_channels
-        if volume.ndim != 5 or volume.shape[1] != channels:
-            raise ValueError(
-                f"encoder {self.spec.name!r} reads volumes (B, {channels}, X, Y, Z), got shape {tuple(volume.shape)}"
-                + ("; encode one channel at a time" if channels == 1 else "")
-            )
-        check_crop(self.spec, tuple(volume.shape[2:]))
 
 
 def _rates(shape: SwinShape, highest: float) -> list[list[float]]:

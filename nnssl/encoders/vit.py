@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoders.base import EncoderSpec, Features, IntensityRange, TokenEncoder, check_crop
+from nnssl.encoders.base import (
+    EncoderSpec,
+    Features,
+    IntensityRange,
+    TokenEncoder,
+    check_crop,
+    check_line,
+    check_token_mask,
+    check_volume,
+)
 from nnssl.layers.attention import INIT_STD, NORM_EPS, Block, init_linear, layer_scale_init
 from nnssl.layers.position import resample_positions
 
@@ -21,6 +30,9 @@ class ViTShape:
     patch: int  # voxels per side
     native_side: int  # voxels per side of the default native crop
     input_channels: int = 1  # image channels that enter together; 3DINO: one at a time
+
+    def __post_init__(self) -> None:
+        check_line(self)
 
     def spec(
         self, name: str, native_crop: tuple[int, int, int] | None, intensity: IntensityRange | None
@@ -108,10 +120,10 @@ class VisionTransformer(TokenEncoder):
         Returns:
             (B, 1 + N, dim) in the dtype of the parameters, under autocast too.
         """
-        self._check_volume(volume)
+        check_volume(self.spec, volume)
         patches = self.patch_embed(volume).to(self.pos_embed.dtype)
         if token_mask is not None:
-            _check_mask(token_mask, patches)
+            check_token_mask(self.spec, token_mask, volume)
             patches = torch.where(token_mask[..., None], self.mask_token, patches)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         return tokens + self.positions(self._grid_of(volume.shape[2:]), position_rule)
@@ -164,25 +176,8 @@ class VisionTransformer(TokenEncoder):
             )
         return block % self.depth
 
-    def _check_volume(self, volume: Tensor) -> None:
-        channels = self.spec.input_channels
-        if volume.ndim != 5 or volume.shape[1] != channels:
-            raise ValueError(
-                f"encoder {self.spec.name!r} reads volumes (B, {channels}, X, Y, Z), got shape {tuple(volume.shape)}"
-                + ("; encode one channel at a time" if channels == 1 else "")
-            )
-        check_crop(self.spec, tuple(volume.shape[2:]))
-
     def _initialise(self) -> None:
         """3DINO's rules; the patch embedding keeps PyTorch's own, the mask token stays zero."""
         nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
         nn.init.normal_(self.cls_token, std=1e-6)
         self.apply(init_linear)
-
-
-def _check_mask(token_mask: Tensor, patches: Tensor) -> None:
-    if token_mask.shape != patches.shape[:2] or token_mask.dtype != torch.bool:
-        raise ValueError(
-            f"token mask of shape {tuple(token_mask.shape)} and type {token_mask.dtype} does not fit: "
-            f"expected bool {tuple(patches.shape[:2])}, one entry per patch"
-        )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nnssl.layers.joint_batch import random_rows
+
 LAYER_SCALE_INIT = 1e-5  # DINOv2 and 3DINO
 SHALLOW_SCALE_INIT, SHALLOW_DEPTH = 0.1, 18  # CaiT
 NORM_EPS = 1e-6
@@ -112,21 +114,24 @@ class Block(nn.Module):
 def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], *, drop_rate: float) -> Tensor:
     """Add a residual branch, computed on a random subset of the batch only (stochastic depth of DINOv2).
 
-    max(int(B * (1 - drop_rate)), 1) samples are drawn without replacement from torch's global generator; their
-    branch is added back times B / subset, so that the expectation over draws is the full sum.
+    max(int(B * (1 - drop_rate)), 1) samples are drawn without replacement from torch's global CPU generator; their
+    branch is added back times B / subset, so that the expectation over draws is the full sum. Where processes share a
+    batch (`joint_batch`), B counts the rows of all of them and the cost of a process varies with its luck; DINOv2 draws
+    in each process apart.
 
     Args:
         tokens: (B, N, dim).
-        branch: (b, N, dim) -> (b, N, dim) for any b.
+        branch: (b, N, dim) -> (b, N, dim) for any b > 0.
         drop_rate: in [0, 1); 0 computes the branch on all samples.
     """
     if drop_rate == 0.0:
         return tokens + branch(tokens)
-    batch = tokens.shape[0]
-    subset = max(int(batch * (1 - drop_rate)), 1)
-    chosen = torch.randperm(batch, device=tokens.device)[:subset]
+    chosen, scale = random_rows(len(tokens), 1 - drop_rate)
+    if len(chosen) == 0:  # every parameter keeps a gradient, here 0: data-parallel training waits for it
+        chosen, scale = chosen.new_zeros(1), 0.0
+    chosen = chosen.to(tokens.device, non_blocking=True)
     added = branch(tokens[chosen]).to(tokens.dtype)
-    return torch.index_add(tokens, 0, chosen, added, alpha=batch / subset)
+    return torch.index_add(tokens, 0, chosen, added, alpha=scale)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from nnssl.layers.attention import INIT_STD, Mlp
+from nnssl.layers.joint_batch import kept_rows
 from nnssl.layers.window import WindowGroup, Windows, relative_index
 
 MLP_RATIO = 4
@@ -81,8 +82,9 @@ class SwinBlock(nn.Module):
         """Stochastic depth: a sample loses the whole branch, or keeps it scaled so that the expectation stays."""
         if not self.training or self.drop_path == 0:
             return branch
-        keep = 1 - self.drop_path
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) < keep) / keep
+        share = 1 - self.drop_path
+        kept = kept_rows(len(branch), share).to(branch.device, non_blocking=True)
+        return branch * kept.view(-1, 1, 1) / share
 
 
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

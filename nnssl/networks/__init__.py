@@ -16,6 +16,7 @@ from nnssl.networks.unet import UNetDecoder, doubling
 from nnssl.networks.unetr import UNETRDecoder
 
 Neck = ViTAdapter | Pyramid | Layers
+CHANNEL_RULES = ("mix", "replicate", "reinit")  # how image channels enter an encoder; see EncoderSegmentor
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from nnssl.encoders.base import EncoderSpec
 from nnssl.encoders.vit import VisionTransformer
 from nnssl.networks.interactions import LEVELS, Interaction, Layout, to_map, to_tokens
 from nnssl.networks.necks import channels_apart, count_passes
+from nnssl.networks.recompute import recomputed
 from nnssl.networks.spatial_prior import SpatialPrior, initialise_convolutions
 
 PATCHES = (8, 16)
@@ -27,7 +28,8 @@ class ViTAdapter(nn.Module):
 
     A ViT of one channel sees channels one at a time, the spatial prior all of them. The frozen ViT is not the
     bottleneck (10 % of the reference's forward pass): `width` is, and channels are reduced to it before any
-    up-sampling.
+    up-sampling. Interactions are computed again in the backward pass (the reference: injectors and extractors, but not
+    the ViT's blocks, of which bf16 copies of the weights and activations would be kept).
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class ViTAdapter(nn.Module):
         tokens = self.encoder.embed(channels_apart(self.encoder, volume), position_rule="size")
         taps = []
         for interaction in self.interactions:
-            tokens, features = interaction(self.encoder, tokens, features, layout)
+            tokens, features = recomputed(interaction, self.encoder, tokens, features, layout)
             taps.append(tokens[:, 1:])
         return self._pyramid(finest, features, taps, layout)
 

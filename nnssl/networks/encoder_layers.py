@@ -1,7 +1,6 @@
 """The layers of an encoder in the order of the data, and which of them are trained."""
 
 import re
-from typing import Any
 
 from torch import nn
 
@@ -11,18 +10,9 @@ from nnssl.layers.low_rank import NAMES, LowRankLinear
 _STAGE_NORM = re.compile(r"norm(\d)\.")  # of a Swin: registered at the end, used after its stage
 
 
-def blocks_of(encoder: Encoder) -> list[nn.Module]:
-    """All blocks in the order of the data: of a plain transformer, of a Swin, of the stages of a residual encoder."""
-    anything: Any = encoder
-    for attribute in ("blocks_in_order", "blocks"):
-        if hasattr(encoder, attribute):
-            return list(getattr(anything, attribute))
-    return [block for stage in anything.stages for block in stage.blocks]
-
-
 def parameter_layers(encoder: Encoder) -> dict[str, int]:
     """The layer of every parameter: 0 comes before the first block, i + 1 is block i and what follows it."""
-    blocks = enumerate(blocks_of(encoder), start=1)
+    blocks = enumerate(encoder.blocks_in_order, start=1)
     of_block = {parameter: layer for layer, block in blocks for parameter in block.parameters()}
     layers: dict[str, int] = {}
     current = 0
@@ -41,7 +31,7 @@ def freeze(encoder: Encoder, *, last: int) -> list[nn.Module]:
     Raises:
         ValueError: the encoder has fewer blocks.
     """
-    blocks = blocks_of(encoder)
+    blocks = encoder.blocks_in_order
     if not 0 <= last <= len(blocks):
         raise ValueError(
             f"unfreezing the last {last} blocks of {encoder.spec.name!r}: it has {len(blocks)}; "
@@ -65,7 +55,7 @@ def add_low_rank(encoder: Encoder, rank: int) -> None:
     Raises:
         ValueError: the encoder has no attention, or the rank does not fit.
     """
-    attentions = [block.get_submodule("attn") for block in blocks_of(encoder) if hasattr(block, "attn")]
+    attentions = [block.get_submodule("attn") for block in encoder.blocks_in_order if hasattr(block, "attn")]
     if not attentions:
         raise ValueError(
             f"low-rank adaptation of {encoder.spec.name!r}: it has no attention; use unfreeze_last or frozen=False"

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from nnssl.encoders import build_encoder, encoder_spec
 from nnssl.encoders.base import Encoder, check_crop, to_encoder_range
-from nnssl.networks import DECODERS, Neck, NeckWords, check_decoder
+from nnssl.networks import CHANNEL_RULES, DECODERS, Neck, NeckWords, check_decoder
 from nnssl.networks.blocks import check_norm
 from nnssl.networks.encoder_layers import add_low_rank, freeze, input_layer, is_low_rank
 from nnssl.networks.precision import check_precision, computing
-
-CHANNELS = ("mix", "replicate", "reinit")
 
 
 class EncoderSegmentor(nn.Module):
@@ -61,7 +59,7 @@ class EncoderSegmentor(nn.Module):
     ) -> None:
         super().__init__()
         _check_words(deep_supervision, precision, channels, norm)
-        together = {} if channels == "mix" else {"input_channels": input_channels}
+        together = {"input_channels": 1 if channels == "mix" else input_channels}
         built = _build_encoder(encoder, decoder, native_crop, {**(encoder_options or {}), **together})
         line = DECODERS[decoder]
         low, high = encoder_range
@@ -150,8 +148,8 @@ def _check_words(deep_supervision: bool, precision: str, channels: str, norm: st
         raise ValueError(
             "EncoderSegmentor got deep_supervision=True: it has one output; train with a trainer without it"
         )
-    if channels not in CHANNELS:
-        raise ValueError(f"channels {channels!r} is unknown; known: {', '.join(CHANNELS)}")
+    if channels not in CHANNEL_RULES:
+        raise ValueError(f"channels {channels!r} is unknown; known: {', '.join(CHANNEL_RULES)}")
     check_precision(precision)
     if norm is not None:
         check_norm(norm)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from nnssl.networks.encoder_layers import blocks_of, input_layer, is_low_rank, parameter_layers
+from nnssl.networks.encoder_layers import input_layer, is_low_rank, parameter_layers
 from nnssl.networks.segmentor import EncoderSegmentor
 
 
@@ -38,7 +38,7 @@ def _powers(segmentor: EncoderSegmentor) -> dict[nn.Parameter, int]:
     """The power of the decay of every pretrained parameter: 1 for the last block, one more for each before it."""
     encoder = segmentor.encoder
     new = f"{input_layer(encoder)}." if segmentor.channels == "reinit" else None
-    top, layers = len(blocks_of(encoder)) + 1, parameter_layers(encoder)
+    top, layers = len(encoder.blocks_in_order) + 1, parameter_layers(encoder)
     return {
         parameter: top - layers[name]
         for name, parameter in encoder.named_parameters()

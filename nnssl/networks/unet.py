@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from nnssl.networks.blocks import ResidualBlock, UpBlock
+from nnssl.networks.recompute import recomputed
 
 BASE_WIDTH, MAX_WIDTH = 32, 320  # doubles per pyramid level; 3DINO's four end at 256, nnU-Net never exceeds 320
 
@@ -42,7 +43,7 @@ class UNetDecoder(nn.Module):
     def forward(self, volume: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Logits (B, num_classes, X, Y, Z) of a volume (B, C, X, Y, Z) and its maps, fine to coarse."""
         skips = [encoder(one) for encoder, one in zip(self.map_encoders, maps, strict=True)]
-        full = self.input_encoder(volume)
+        full = recomputed(self.input_encoder, volume)  # cheap and large: few channels at full resolution
         if self.has_full_map:
             skips[0] = skips[0] + full
         else:

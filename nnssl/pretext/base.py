@@ -36,6 +36,10 @@ class PretextTask(nn.Module, ABC):
     The training loop calls, in this order: `prepare` (data workers), `augment`, `begin_step`, `forward`,
     the optimiser, `after_step`. `student` holds what is trained; its first entry is "encoder".
 
+    A run is stopped when its health numbers look dead, so a task reports them of what its objective trains
+    (`losses.health`): the rows that a head classifies or contrasts, the teacher's image tokens, the cells of the map
+    that a decoder reads (`map_health`). A ViT's class token is nothing to a task on voxels: it may die in a good run.
+
     Args:
         spec: the encoder; its native crop is the crop of the views.
         recipe: crop sizes and the rest of the optimisation.
@@ -88,8 +92,8 @@ class PretextTask(nn.Module, ABC):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"loss": scalar to minimise, further scalars to log}; changes no state.
 
-        The others hold no gradient; "feature_std" and "effective_rank" (`losses.health.feature_health`) are always
-        among them, "teacher_entropy" and "prototype_usage" where there is a teacher.
+        The others hold no gradient; "feature_std" and "effective_rank" are always among them, "teacher_entropy" and
+        "prototype_usage" where there is a teacher.
         """
 
     def begin_step(self, step: int, total: int) -> None:

@@ -10,7 +10,7 @@ from nnssl.losses.health import feature_health
 from nnssl.losses.processes import SCOPES
 from nnssl.pretext.base import check_settings
 from nnssl.pretext.crop_task import CropTask, CropTaskConfig
-from nnssl.pretext.two_views import TwoViewSettings
+from nnssl.pretext.two_views import TwoViewSettings, check_negatives
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Contrastive(CropTask):
 
     def heads(self, spec: EncoderSpec) -> dict[str, nn.Module]:
         """The projection head, without batch norm."""
+        check_negatives("contrastive", self.recipe.batch_size, self.config.scope)
         hidden = self.config.hidden
         head = nn.Sequential(
             nn.Linear(spec.channels[-1], hidden),

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from nnssl.losses.health import feature_health
 from nnssl.pretext.base import check_settings
 from nnssl.pretext.dino import VIEWS, Dino, DinoConfig
 from nnssl.pretext.self_distillation import Taps
@@ -69,6 +70,8 @@ class Ibot(Dino):
         """Both losses of the student on masked views against the teacher on whole ones."""
         seen, taught = self.tap(self.student, batch["views"], batch["mask"]), self.teach(batch["views"])
         image, health = self.image_loss("image_head", seen.image, taught.image)
+        if not self.config.image_weight:  # nothing trains the image token then
+            health = feature_health(taught.patches.flatten(0, 1))
         hidden = hidden_tokens(batch["mask"])
         patch = self.patch_loss("patch_head", seen.patches, taught.patches, hidden, crops=len(seen.image))
         return Distilled(image, patch, seen, health)

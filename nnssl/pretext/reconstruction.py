@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nnssl.encoders.base import EncoderSpec, Features
 from nnssl.layers.reconstruction import DECODERS, reconstruction_head
-from nnssl.losses.health import feature_health
+from nnssl.losses.health import map_health
 from nnssl.losses.reconstruction import ERRORS, voxel_error
 from nnssl.pretext.base import check_settings
 from nnssl.pretext.crop_task import CropTask, CropTaskConfig
@@ -42,9 +42,9 @@ class Reconstruction(CropTask):
         return {"decoder": reconstruction_head(self.config.decoder, spec.channels[-1], spec.strides[-1])}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"loss": error per voxel, health}."""
+        """{"loss": error per voxel, health of the cells that the decoder reads}."""
         features = self.encoder(batch["views"], batch.get("mask"))
-        return {"loss": self.reconstruction_loss(features, batch), **feature_health(features.summary)}
+        return {"loss": self.reconstruction_loss(features, batch), **map_health(features.maps[-1])}
 
     def reconstruction_loss(self, features: Features, batch: dict[str, Tensor]) -> Tensor:
         """Error per voxel of the crops, or of their hidden tokens."""

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from nnssl.encoders.base import EncoderSpec, Features
 from nnssl.losses.classification import accuracy, class_entropy
 from nnssl.losses.contrastive import two_view_info_nce
-from nnssl.losses.health import feature_health
+from nnssl.losses.health import feature_health, map_health
 from nnssl.losses.processes import SCOPES
 from nnssl.pretext.base import check_settings
 from nnssl.pretext.inpainting import Inpainting, InpaintingConfig
-from nnssl.pretext.two_views import TwoViewSettings
+from nnssl.pretext.two_views import TwoViewSettings, check_negatives
 from nnssl.transforms.rotation import check_turns, random_turns
 
 TURNS = 4
@@ -50,6 +50,8 @@ class SwinUNETR(Inpainting):
         """The decoder, and one linear layer each for turns and projections."""
         crop = self.recipe.global_crop
         check_turns(crop, TURNS, self.config.axis)
+        if self.config.weights[1]:
+            check_negatives("swin_unetr", self.recipe.batch_size, self.config.scope)
         if self.config.read == "corner" and all(side == spec.strides[-1] for side in crop):
             raise ValueError(
                 f"pretext task swin_unetr with read=corner: the coarsest map of a crop of {crop} voxels has one cell, "
@@ -84,8 +86,13 @@ class SwinUNETR(Inpainting):
             "loss": torch.stack(weighted).sum(),
             **{name: part.detach() for name, part in parts.items()},
             "accuracy": accuracy(logits, batch["turn"]),
-            **feature_health(features.summary),
+            **self._health(features),
         }
+
+    def _health(self, features: Features) -> dict[str, Tensor]:
+        """Of the summary where a head with weight reads it, else of the cells."""
+        reads_summary = self.config.read == "pooled" and any(self.config.weights[:2])
+        return feature_health(features.summary) if reads_summary else map_health(features.maps[-1])
 
     def _read(self, features: Features) -> tuple[Tensor, Tensor]:
         """(B, C) for the classifier and (B, C) for the projection."""

@@ -1,7 +1,8 @@
-"""Settings of a task on two crops of one volume: how far apart they may lie."""
+"""What tasks on two crops of one volume have in common: how far apart they may lie, and what a batch must hold."""
 
 from dataclasses import dataclass
 
+from nnssl.losses.processes import world
 from nnssl.transforms.views import ViewSampling
 
 
@@ -17,3 +18,19 @@ class TwoViewSettings:
     def sampling(self) -> ViewSampling:
         """The three settings as one rule, checked."""
         return ViewSampling(self.view_sampling, self.subvolume, self.min_overlap)
+
+
+def check_negatives(task: str, batch_size: int, scope: str) -> None:
+    """Raise a ValueError where InfoNCE would see one volume only: its loss is 0 then, whatever the network does.
+
+    Args:
+        batch_size: volumes of all processes.
+        scope: whether a volume is compared with those of all processes ("global") or of its own ("process").
+    """
+    needed = 2 * world() // world(scope)
+    if batch_size < needed:
+        among = "" if scope == "global" else f" over {world()} process(es), each on its own (scope={scope}),"
+        raise ValueError(
+            f"pretext task {task} tells the volumes of a batch apart: batch_size={batch_size}{among} leaves nothing to "
+            f"compare; take {needed} or more (--set batch_size={needed})"
+        )

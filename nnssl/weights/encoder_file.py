@@ -1,18 +1,12 @@
 """Encoder files: written as safetensors with a header, read from any known format found by content, never by suffix."""
 
-import argparse
-import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,13 +17,14 @@ from nnssl.weights.header import EncoderHeader, header_from_text, header_to_text
 from nnssl.weights.hub import fetch
 from nnssl.weights.hub import sha256 as sha256  # those who read files also record them
 from nnssl.weights.layout import Facts
-from nnssl.weights.unwrap import unwrap
+from nnssl.weights.torch_file import read_torch
+from nnssl.weights.unwrap import shown, unwrap
 
 METADATA_KEY = "nnssl"
+MESSAGE = 400  # characters
 ZIP_START = b"PK\x03\x04"
 PICKLE_START = b"\x80"
 LFS_START = b"version https://git-lfs"
-SAFE_LEGACY_TORCH = (2, 6)  # older ones run code from old-style files in spite of weights_only (CVE-2025-32434)
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Weights:
     """The tensors of a weight file under our parameter names."""
 
     tensors: dict[str, Tensor]
-    header: EncoderHeader | None  # only in files of nnssl
+    header: EncoderHeader | None  # only in files that nnssl wrote
     format_name: str  # "nnssl", "nnssl_train" or a key of nnssl.weights.formats.LAYOUTS
     notes: list[str] = field(default_factory=list)  # what was chosen and left out while reading
     facts: Facts = field(default_factory=Facts)  # what the file says beyond the shapes of its tensors
@@ -45,13 +40,7 @@ class Weights:
 
 def save_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader) -> None:
     """Write an encoder and its header as one safetensors file; an earlier file stays whole until it is complete."""
-    spec = encoder.spec
-    said = (header.encoder, tuple(header.native_crop), header.encoder_options)
-    if said != (spec.name, tuple(spec.native_crop), spec.options):
-        raise ValueError(
-            f"saving {spec.name!r} of native crop {spec.native_crop} and options {spec.options}: the header says "
-            f"{header.encoder!r} of native crop {header.native_crop} and options {header.encoder_options}"
-        )
+    check_header(encoder, header)
     metadata = {METADATA_KEY: header_to_text(header), "format": "pt"}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     with atomic_write(Path(path)) as temporary:
@@ -61,6 +50,17 @@ def save_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader) -> N
         except SafetensorError as error:
             raise _as_os_error(error) from error
         temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
+
+
+def check_header(encoder: Encoder, header: EncoderHeader) -> None:
+    """Raise a ValueError unless the header is about this encoder."""
+    spec = encoder.spec
+    said = (header.encoder, tuple(header.native_crop), header.encoder_options)
+    if said != (spec.name, tuple(spec.native_crop), spec.options):
+        raise ValueError(
+            f"saving {spec.name!r} of native crop {spec.native_crop} and options {spec.options}: the header says "
+            f"{header.encoder!r} of native crop {header.native_crop} and options {header.encoder_options}"
+        )
 
 
 def read_weights(path: Path | str, options: Mapping[str, Any] | None = None) -> Weights:
@@ -84,11 +84,13 @@ def read_weights(path: Path | str, options: Mapping[str, Any] | None = None) -> 
         else:
             checkpoint = unwrap(content)
             reading, layout = read_layout(checkpoint)
-            weights = Weights(reading.tensors, None, layout, checkpoint.notes + reading.notes, reading.facts)
+            notes = checkpoint.notes + reading.notes
+            weights = Weights(reading.tensors, reading.header, layout, notes, reading.facts)
     except ValueError as error:
-        raise ValueError(f"reading weights {given}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:  # plans and settings of another make
-        raise ValueError(f"reading weights {given}: what lies beside its tensors is damaged ({error})") from error
+        raise ValueError(f"reading weights {given}: {shown(str(error), MESSAGE)}") from error
+    except (ArithmeticError, LookupError, AttributeError, RuntimeError, TypeError) as error:  # of another make
+        reason = shown(str(error), MESSAGE)
+        raise ValueError(f"reading weights {given}: what lies beside its tensors is damaged ({reason})") from error
     return _with_options(weights, options) if options else weights
 
 
@@ -138,13 +140,7 @@ def _read_content(path: Path) -> tuple[Any, EncoderHeader | None]:
     if kind == "safetensors":
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, _header_of(file)  # noqa: SIM118
-    if kind == "pickle" and _installed_torch() < SAFE_LEGACY_TORCH:
-        raise ValueError(f"an old-style PyTorch file is safe to read from PyTorch 2.6 on, this is {torch.__version__}")
-    return _read_torch(path), None
-
-
-def _installed_torch() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    return read_torch(path, old_style=kind == "pickle"), None
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -157,37 +153,6 @@ def _open_safetensors(path: Path) -> Any:
 def _header_of(file: Any) -> EncoderHeader | None:
     text = (file.metadata() or {}).get(METADATA_KEY)
     return None if text is None else header_from_text(text)
-
-
-def _read_torch(path: Path) -> Any:
-    """Tensors and plain containers of a PyTorch file; other objects are refused, not built."""
-    try:
-        # an open file, because newer versions of PyTorch go by the suffix of a path
-        with path.open("rb") as file, _plain_values(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol; the error says what is wrong
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?|function|class)\s+`?((?!GLOBAL)[\w.]+)`?", str(error))
-        what = found.group(1) if found else "objects"
-        raise ValueError(
-            f"it asks for {what}, which is not a tensor, or is damaged; nothing was run; save only the state dict"
-        ) from error
-    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise ValueError(f"the PyTorch file is truncated or damaged ({reason}); copy it again") from error
-
-
-@contextmanager
-def _plain_values() -> Iterator[None]:
-    """Let numpy scalars (a best accuracy) and argparse's namespace pass: they hold values and run nothing."""
-    if _installed_torch() < (2, 6):  # cannot be told by name; such files are refused
-        yield
-        return
-    scalar: Any = np.float64(0).__reduce__()[0]
-    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
-    older = (scalar, "numpy.core.multiarray.scalar")  # its name before numpy 2
-    with torch.serialization.safe_globals([scalar, older, np.dtype, *kinds, argparse.Namespace]):
-        yield
 
 
 def _as_os_error(error: SafetensorError) -> OSError:

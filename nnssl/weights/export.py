@@ -15,7 +15,7 @@ from nnssl.encoders.foreign import Z_SCORE_ENDS
 from nnssl.encoders.swin import MERGE_ORDERS
 from nnssl.layers.window import relative_index
 from nnssl.paths import atomic_write
-from nnssl.weights.encoder_file import save_encoder
+from nnssl.weights.encoder_file import check_header, save_encoder
 from nnssl.weights.formats_nnunet import HEADER, PLAN
 from nnssl.weights.header import EncoderHeader, header_to_text
 from nnssl.weights.sizes import FAMILIES
@@ -43,6 +43,7 @@ def export_encoder(path: Path | str, encoder: Encoder, header: EncoderHeader, *,
 
 def nnunet_checkpoint(encoder: Encoder, header: EncoderHeader) -> dict[str, Any]:
     """What `nnUNetv2_preprocess_like_nnssl` and `nnUNetv2_train_pretrained` read; the rules are in docs/weights.md."""
+    check_header(encoder, header)
     spec = encoder.spec
     first = FAMILIES[spec.family].kernel.removesuffix(".weight")
     stem = first.partition(".")[0]
@@ -186,11 +187,14 @@ def _export_nnunet(path: Path, encoder: Encoder, header: EncoderHeader) -> str:
 def _export_monai(path: Path, encoder: Encoder, header: EncoderHeader) -> str:
     shape, state = swin_shape(encoder), monai_swin_state(encoder)
     _save(state, path)
+    merge = MONAI_MERGES.get(shape["merge_order"], "merging")
+    back = f"merge_order={shape['merge_order'] if merge == 'mergingv2' else 'monai15'}"
+    back += "" if shape["clamp_window"] else " clamp_window=false"
     return (
         f"SwinUNETR(in_channels={encoder.spec.input_channels}, out_channels=..., depths={tuple(shape['depths'])}, "
         f"num_heads={tuple(shape['heads'])}, window_size={shape['window']}, feature_size={shape['width']}, "
-        f"patch_norm={shape['patch_norm']}, downsample={MONAI_MERGES.get(shape['merge_order'], 'merging')!r})"
-        f".swinViT.load_state_dict(torch.load({path.name!r})), MONAI 1.5 or later"
+        f"patch_norm={shape['patch_norm']}, downsample={merge!r})"
+        f".swinViT.load_state_dict(torch.load({path.name!r})), MONAI 1.5 or later; nnssl reads it with --set {back}"
     )
 
 

@@ -6,7 +6,7 @@ from nnssl.weights import formats_swin, formats_upstream, formats_vit
 from nnssl.weights.formats_nnunet import is_exported, read_exported
 from nnssl.weights.formats_own import is_finetuned, read_finetuned
 from nnssl.weights.layout import Layout, Reading
-from nnssl.weights.unwrap import SHOWN, Checkpoint, Tensors, left_out, prefixes
+from nnssl.weights.unwrap import SHOWN, Checkpoint, Tensors, left_out, prefixes, shown
 
 COPIES = "decoder."  # nnU-Net's decoder holds its encoder once more
 
@@ -31,7 +31,7 @@ def read_layout(checkpoint: Checkpoint) -> tuple[Reading, str]:
             inside, notes = _inside(checkpoint.tensors, _one(starts))
             reading = layout.read(inside, checkpoint.beside)
             return Reading(reading.tensors, reading.facts, notes + reading.notes), name
-    names = ", ".join(list(checkpoint.tensors)[:SHOWN])
+    names = ", ".join(map(shown, list(checkpoint.tensors)[:SHOWN]))
     raise ValueError(f"its tensors ({names}, ...) are of no known layout; known: nnssl, {', '.join(LAYOUTS)}")
 
 
@@ -39,13 +39,13 @@ def _inside(tensors: Tensors, start: str) -> tuple[Tensors, list[str]]:
     """Tensors under a prefix, without it, and notes on the prefix and on those beside it."""
     inside = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     others = [name for name in tensors if not name.startswith(start)]
-    return inside, [*([f"prefix {start!r} removed"] if start else []), *left_out(others)]
+    return inside, [*([f"prefix {shown(start)!r} removed"] if start else []), *left_out(others)]
 
 
 def _one(starts: Sequence[str]) -> str:
     """The place of the encoder; copies in other networks do not count."""
     originals = [start for start in starts if not start.startswith(COPIES)] or list(starts)
     if len(originals) > 1:
-        shown = ", ".join(repr(start) for start in originals[:SHOWN])
-        raise ValueError(f"it holds {len(originals)} encoders (prefixes {shown}); save one of them alone")
+        places = ", ".join(repr(shown(start)) for start in originals[:SHOWN])
+        raise ValueError(f"it holds {len(originals)} encoders (prefixes {places}); save one of them alone")
     return originals[0]

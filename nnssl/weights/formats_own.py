@@ -30,7 +30,7 @@ def read_finetuned(checkpoint: Checkpoint) -> Reading:
     tensors, notes = _with_low_rank(renamed(names, checkpoint.tensors))
     kernel = FAMILIES[family_of(tensors)].kernel
     try:
-        words = plans["configurations"][str(checkpoint.beside["init_args"]["configuration"])]["architecture"]
+        words = plans["configurations"][checkpoint.beside["init_args"]["configuration"]]["architecture"]
         arguments = words["arch_kwargs"]
         crop = arguments.get("native_crop") or plans["nnssl"]["native_crop"]
         intensity = from_dict(IntensityRange, plans["nnssl"]["intensity"])

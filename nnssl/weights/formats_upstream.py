@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnssl.weights.layout import Crop, Facts, Layout, Reading
-from nnssl.weights.unwrap import Tensors, left_out
+from nnssl.weights.unwrap import Tensors, left_out, shown
 
 PLAN = "nnssl_adaptation_plan"  # MIC-DKFZ's name for what nnU-Net's fine-tuning reads
 ARCHITECTURES = {
@@ -32,7 +32,7 @@ def read_primus(tensors: Tensors, beside: Mapping[str, Any]) -> Reading:
         for name, tensor in tensors.items()
         if name.startswith(PRIMUS_PARTS) and not name.startswith(COMPUTED)
     }
-    trainer = str(beside.get("trainer_name") or "")
+    trainer = _text(beside.get("trainer_name"))
     swapped = PLAN in beside and trainer != "" and "simmim" not in trainer.lower()
     order = "hwd" if swapped else "whd"
     said = f"positions count axes in the order {order}" + (f", as trainer {trainer} does" if trainer else "")
@@ -62,10 +62,14 @@ def _architecture(beside: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_architecture(beside: Mapping[str, Any], family: str) -> None:
     """Refuse an adaptation plan of an architecture that its tensors seem to be but are not."""
-    name = str(_architecture(beside).get("arch_class_name", ""))
+    name = _text(_architecture(beside).get("arch_class_name"))
     if name and not name.endswith(ARCHITECTURES[family]):
         known = ", ".join(known for names in ARCHITECTURES.values() for known in names)
         raise ValueError(f"its adaptation plan names the architecture {name!r}; known: {known}")
+
+
+def _text(value: Any) -> str:
+    return shown(value) if isinstance(value, str) else ""
 
 
 def _check_strides(words: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,6 +52,15 @@ class EncoderHeader:
     package_version: str = __version__
     data: DataRecord | None = None
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w{1,80}", self.encoder):
+            raise ValueError(f"its encoder {self.encoder[:80]!r} is no name of letters, digits and underscores")
+        for name in ("plan", "encoder_options"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"its {name} is {type(getattr(self, name)).__name__}, not a dictionary")
+        if self.spacing_mm is not None and not all(0 < side < math.inf for side in self.spacing_mm):
+            raise ValueError(f"its spacing {self.spacing_mm} is not three numbers of mm above 0")
+
 
 def case_hash(salt: str, dataset: str, case: str) -> str:
     """Salted SHA-256 of a case (128 bits as 32 hexadecimal digits); `dataset` is the DatasetNNN_Name folder."""
@@ -88,7 +98,7 @@ def header_from_text(text: str) -> EncoderHeader:
         values = json.loads(text)
         known = {entry.name for entry in fields(EncoderHeader)}
         return from_dict(EncoderHeader, {key: value for key, value in values.items() if key in known})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the header is damaged ({error}); export the encoder again") from error
 
 

@@ -9,7 +9,7 @@ from nnssl.encoders import ENCODERS, build_encoder, encoder_spec
 from nnssl.encoders.base import Encoder, EncoderSpec, IntensityRange
 from nnssl.weights.encoder_file import Weights
 from nnssl.weights.layout import Crop, Facts
-from nnssl.weights.sizes import FAMILIES, Family, Sizes, cube, family_of
+from nnssl.weights.sizes import FAMILIES, Family, Sizes, check_sizes, cube, family_of
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,19 @@ def identify(weights: Weights, prefer: str | None = None) -> Identity:
             tensors); another encoder than this may still be the answer.
 
     Raises:
-        ValueError: the tensors are of no known encoder.
+        ValueError: the tensors are of no known encoder, or of another than the file names.
     """
     facts = weights.facts
-    if facts.encoder is not None:
-        crop = facts.native_crop or encoder_spec(facts.encoder, options=facts.options).native_crop
-        return Identity(facts.encoder, crop, facts.options, facts.intensity)
     family = FAMILIES[family_of(weights.tensors)]
     sizes = family.measure(weights.tensors)
-    name, options = nearest_line(family, sizes, facts, prefer)
-    crop = facts.native_crop or _table_crop(sizes) or encoder_spec(name, options=options).native_crop
-    return Identity(name, crop, options, facts.intensity)
+    if facts.encoder is not None:
+        name, options, crop = facts.encoder, facts.options, facts.native_crop
+    else:
+        name, options = nearest_line(family, sizes, facts, prefer)
+        crop = facts.native_crop or _table_crop(sizes)
+    spec = encoder_spec(name, crop, options=options)
+    check_sizes(name, to_dict(ENCODERS[name]) | spec.options, spec.native_crop, sizes)
+    return Identity(name, spec.native_crop, spec.options, facts.intensity)
 
 
 def nearest_line(family: Family, sizes: Sizes, facts: Facts, prefer: str | None = None) -> tuple[str, dict[str, Any]]:

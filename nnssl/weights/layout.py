@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnssl.encoders.base import IntensityRange
+from nnssl.weights.header import EncoderHeader
 from nnssl.weights.unwrap import Tensors
 
 Crop = tuple[int, int, int]
@@ -27,11 +28,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reading:
-    """The tensors of a file under our names, what it says, and what was left out."""
+    """The tensors of a file under our names, what it says, what was left out, and our header where the file kept it."""
 
     tensors: Tensors
     facts: Facts = field(default_factory=Facts)
     notes: list[str] = field(default_factory=list)
+    header: EncoderHeader | None = None
 
 
 @dataclass(frozen=True)

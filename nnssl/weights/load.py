@@ -16,7 +16,7 @@ from nnssl.weights.encoder_file import Weights, read_weights
 from nnssl.weights.identify import identify
 from nnssl.weights.positions import fit_positions
 from nnssl.weights.sizes import FAMILIES, family_of
-from nnssl.weights.unwrap import Tensors
+from nnssl.weights.unwrap import Tensors, shown
 
 SHOWN = 4  # names in a message
 SWITCHES = ("window_reverse", "merge_order", "taps", "clamp_window", "axis_order", "heads")  # no tensor shows them
@@ -73,6 +73,7 @@ def load_weights(encoder: Encoder, weights: Weights, *, allow_partial: bool = Fa
         tensors = {**tensors, MASK_TOKEN: torch.zeros_like(wanted[MASK_TOKEN])}
         notes.append(f"{MASK_TOKEN} is not in the file and is zero")
     _check_shapes(wanted, tensors)
+    _check_kinds(wanted, tensors)
     _check_finite(tensors)
     report = LoadReport(
         loaded=len(wanted.keys() & tensors.keys()),
@@ -153,6 +154,17 @@ def _check_shapes(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         raise ValueError(f"{len(wrong)} tensors have another shape: {_some(wrong)}")
 
 
+def _check_kinds(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Complex numbers would lose a part, and whole numbers have a scale of their own."""
+    wrong = [
+        f"{name} of type {str(tensors[name].dtype).removeprefix('torch.')}"
+        for name in wanted
+        if name in tensors and wanted[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors hold no floating-point numbers: {_some(wrong)}")
+
+
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -160,4 +172,4 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", ... {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(map(shown, names[:SHOWN])) + (f", ... {len(names) - SHOWN} more" if len(names) > SHOWN else "")

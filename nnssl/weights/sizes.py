@@ -1,5 +1,6 @@
 """Sizes of an encoder as its tensors show them, one reader per family of encoders."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -161,12 +162,30 @@ def find_resenc(tensors: Tensors) -> ResEncSizes:
     )
 
 
+def check_sizes(name: str, line: Mapping[str, Any], crop: Crop, sizes: Sizes) -> None:
+    """Refuse an encoder that is not the one that the tensors belong to, before it is built.
+
+    Args:
+        name: of the encoder in ENCODERS.
+        line: its line with the file's options, as JSON values.
+        crop: its native crop in voxels.
+    """
+    shown = {key: value for key, value in sizes.values.items() if not isinstance(value, float)}
+    wrong = [key for key, value in shown.items() if line.get(key) != value]
+    if wrong:
+        said, found = (", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (line, shown))
+        raise ValueError(f"the file names {name} with {said}, but its tensors show {found}")
+    cells = getattr(sizes, "cells", None)
+    if cells is not None and math.prod(side // line["patch"] for side in crop) != cells:
+        raise ValueError(f"the file's native crop {crop} contradicts {cells} positions")
+
+
 def _kernel(tensors: Tensors, family: str) -> Tensor:
     name, title = FAMILIES[family].kernel, FAMILIES[family].title
     if name not in tensors:
         raise ValueError(f"the weights hold no {title}: {name} missing")
     kernel = tensors[name]
-    if kernel.ndim != 5 or len(set(kernel.shape[2:])) > 1:
+    if kernel.ndim != 5 or len(set(kernel.shape[2:])) > 1 or not kernel.numel():
         raise ValueError(
             f"the weights hold a {title} whose {name} has shape {tuple(kernel.shape)}; "
             "expected (width, channels, side, side, side) of a 3D encoder"
@@ -182,9 +201,16 @@ def _positions(tensors: Tensors, name: str) -> int:
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """One more than the largest number at the place of the group, 0 without any."""
-    found = (re.match(pattern, name) for name in tensors)
-    return max((int(match.group(1)) for match in found if match), default=-1) + 1
+    """One more than the largest number at the place of the group, 0 without any.
+
+    A few may be absent, and are then named as missing tensors; most may not, or a file could ask for any size.
+    """
+    found = {int(match.group(1)) for name in tensors if (match := re.match(pattern, name))}
+    count = max(found, default=-1) + 1
+    if count > 2 * len(found):
+        place = pattern.replace(r"(\d+)", "N").replace("\\", "")
+        raise ValueError(f"the weights hold {place}* up to N = {count - 1}, but only {len(found)} of them")
+    return count
 
 
 FAMILIES = {

@@ -13,10 +13,18 @@ THREEDINO_PAPER = (
 )
 SMIT_PAPER = (
     "Jiang et al. (2022). Self-supervised 3D anatomy segmentation using self-distilled masked image transformer "
-    "(SMIT). MICCAI 2022"
+    "(SMIT). MICCAI 2022. arXiv:2205.10342"
 )
 SWIN_UNETR_PAPER = (
-    "Tang et al. (2022). Self-supervised pre-training of Swin transformers for 3D medical image analysis. CVPR 2022"
+    "Tang et al. (2022). Self-supervised pre-training of Swin transformers for 3D medical image analysis. CVPR 2022. "
+    "arXiv:2111.14791"
+)
+AUTOENCODER_PAPER = (
+    "Valanarasu et al. (2023). Disruptive autoencoders: Leveraging low-level features for 3D medical image "
+    "pre-training. arXiv:2307.16896"
+)
+UNETR_PAPER = (
+    "Hatamizadeh et al. (2022). UNETR: Transformers for 3D medical image segmentation. WACV 2022. arXiv:2103.10504"
 )
 PRIMUS_PAPER = (
     "Wald et al. (2025). Primus: Enforcing attention usage for 3D medical image segmentation. arXiv:2503.01835"
@@ -34,19 +42,24 @@ class Source:
     licence: str
     paper: str
     may_share: bool = True  # whether a converted file may be passed on under this licence
-    orientation: str = "RAS"  # of the images in the pretraining
+    orientation: str = "RAS"  # of the images in the pretraining (SwinUNETR)
 
 
-AS_STORED = "as stored, not reoriented"
+AS_STORED, UNKNOWN = "as stored, not reoriented", "unknown"
 OPENMIND = "as on its model card (OpenMind, MIC-DKFZ: each has its own)"
 SOURCES = {
     "3dino": Source(
         "3DINO-ViT: CC BY-NC-ND 4.0 (no commercial use, no derivatives)", THREEDINO_PAPER, False, AS_STORED
     ),
-    "smit": Source("SMIT and its descendants state none, so all rights are reserved", SMIT_PAPER, False, AS_STORED),
+    "smit": Source(
+        "SMIT states none, so all rights are reserved (the repository of HeartSubSeg alone is MIT)",
+        SMIT_PAPER,
+        False,
+        AS_STORED,
+    ),
     "monai-swin": Source("MONAI: Apache-2.0", SWIN_UNETR_PAPER),
-    "disruptive-autoencoder": Source("MONAI: Apache-2.0", SWIN_UNETR_PAPER),
-    "monai-vit": Source("MONAI: Apache-2.0", "Hatamizadeh et al. (2022). UNETR. WACV 2022"),
+    "disruptive-autoencoder": Source("MONAI: Apache-2.0", AUTOENCODER_PAPER, orientation=UNKNOWN),
+    "monai-vit": Source("MONAI: Apache-2.0", UNETR_PAPER, orientation=UNKNOWN),
     "primus": Source(OPENMIND, PRIMUS_PAPER, orientation=AS_STORED),
     "resenc": Source(OPENMIND, RESENC_PAPER, orientation=AS_STORED),
 }

@@ -9,7 +9,8 @@ from torch import Tensor
 
 OUTER_KEYS = ("teacher", "student", "network_weights", "model", "state_dict")  # in order of preference
 SWIN_MARK = "relative_position_bias_table"
-SHOWN = 4  # names in a message
+SHOWN, LENGTH = 4, 80  # names in a message, characters of one
+WRAPS = 8  # dictionaries around the tensors; a file can say that a dictionary lies in itself
 
 Tensors = dict[str, Tensor]
 
@@ -28,6 +29,8 @@ def unwrap(content: Any) -> Checkpoint:
     notes: list[str] = []
     beside: dict[str, Any] = {}
     while outer := _outer_keys(content):
+        if len(notes) == WRAPS:
+            raise ValueError(f"its tensors lie in more than {WRAPS} dictionaries ({', '.join(notes[:SHOWN])}, ...)")
         chosen = _preferred(content, outer)
         left = [repr(key) for key in outer if key != chosen]
         notes.append(f"took {chosen!r}" + (f", left out {', '.join(left)}" if left else ""))
@@ -39,7 +42,7 @@ def unwrap(content: Any) -> Checkpoint:
         raise ValueError("it is the state of a pretraining of nnssl; give the encoder.safetensors beside it")
     tensors = {str(key): value for key, value in content.items() if _is_plain(value)}
     if not tensors:
-        names = ", ".join(str(key)[:40] for key in list(content)[:SHOWN])
+        names = ", ".join(shown(str(key)) for key in list(content)[:SHOWN])
         raise ValueError(
             f"no tensors among its entries ({names or 'it has none'}); expected named tensors or one of: "
             f"{', '.join(OUTER_KEYS)}"
@@ -71,8 +74,14 @@ def renamed(names: Mapping[str, str], tensors: Tensors) -> Tensors:
 def left_out(names: Sequence[str]) -> list[str]:
     """A note on tensors beside the encoder, by the part of the network that they belong to; empty for none."""
     parts = sorted({name.partition(".")[0] for name in names})
-    shown = ", ".join(parts[:SHOWN]) + (f", ... {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
-    return [f"left out {len(names)} tensors of {shown}"] if names else []
+    more = f", ... {len(parts) - SHOWN} more" if len(parts) > SHOWN else ""
+    return [f"left out {len(names)} tensors of {', '.join(map(shown, parts[:SHOWN]))}{more}"] if names else []
+
+
+def shown(text: str, length: int = LENGTH) -> str:
+    """What a file says, fit for a line of a terminal: no control characters, not longer than `length`."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[: length + 1])
+    return plain if len(plain) <= length else f"{plain[: length - 3]}..."
 
 
 def _outer_keys(content: Any) -> list[str]:
@@ -88,5 +97,7 @@ def _preferred(content: Mapping[str, Any], outer: Sequence[str]) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """A tensor with numbers in it: neither sparse, nor quantised, nor on the meta device."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    """A tensor with all its numbers in the file: not sparse, quantised, on the meta device or one number repeated."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

@@ -6,6 +6,7 @@ from pathlib import Path
 import blosc2
 import pytest
 import SimpleITK
+import torch
 
 from nnssl.commands.plan_and_preprocess import choose_encoder, command, main, read_intensity
 from nnssl.data.stamp import check_stamp
@@ -13,6 +14,7 @@ from nnssl.encoders import build_encoder
 from nnssl.encoders.base import IntensityRange
 from nnssl.geometry import centres_inside
 from nnssl.paths import load_json, save_json
+from nnssl.trainers.finetune_encoder import load_for_plans
 from nnssl.weights.encoder_file import save_encoder
 from nnssl.weights.header import EncoderHeader
 from tests.data.raw_scans import use_folders, write_dataset
@@ -128,24 +130,74 @@ def test_intensity_comes_from_the_flag_then_the_weights_then_the_preset(tmp_path
     encoder = build_encoder("vit_tiny_8", native_crop=(16, 24, 16), intensity=window)
     save_encoder(path, encoder, EncoderHeader("vit_tiny_8", (16, 24, 16), window))
     preset, _ = choose_encoder(command().parse_args(["-d", "4"]), ["CT"])
-    weights, source = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]), ["CT"])
+    weights, choice = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]), ["CT"])
     both = ["-d", "4", "-pretrained_weights", str(path), "-intensity", "percentile:1,99"]
-    flag, _ = choose_encoder(command().parse_args(both), ["CT"])
+    flag, flagged = choose_encoder(command().parse_args(both), ["CT"])
     assert (preset.name, preset.intensity) == ("vit_small_16", IntensityRange())
     assert (weights.name, weights.native_crop, weights.intensity) == ("vit_tiny_8", (16, 24, 16), window)
-    assert "weights" in source
+    assert "weights" in choice.why and choice.encoder is None
     assert flag.intensity == IntensityRange("percentile", 1.0, 99.0, (0.0, 1.0))
+    assert flagged.encoder == window
     with pytest.raises(ValueError, match="does not fit -pretrained_weights, which hold vit_tiny_8"):
         choose_encoder(command().parse_args([*both, "-e", "vit_small_16"]), ["CT"])
 
 
 def test_a_recipe_brings_its_encoder_and_the_flag_beats_its_window() -> None:
     words = ["-d", "4", "--recipe", "smit_many"]
-    recipe, source = choose_encoder(command().parse_args(words), ["CT"])
+    recipe, choice = choose_encoder(command().parse_args(words), ["CT"])
     assert (recipe.name, recipe.intensity) == ("smit_96", IntensityRange("window", -175.0, 250.0, (0.0, 1.0)))
-    assert "recipe" in source
+    assert "recipe" in choice.why
     flag, _ = choose_encoder(command().parse_args([*words, "-intensity", "window:-100,100", "-e", "swin_tiny"]), ["CT"])
     assert (flag.name, flag.intensity.high) == ("swin_tiny", 100.0)
+
+
+def test_the_spacing_of_the_pretraining_is_that_of_the_weights(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    encoder = build_encoder("swin_tiny", native_crop=(32, 64, 32))
+    header = EncoderHeader("swin_tiny", (32, 64, 32), encoder.spec.intensity, spacing_mm=(1.0, 1.0, 1.25))
+    save_encoder(path, encoder, header)
+    spec, _ = choose_encoder(command().parse_args(["-d", "4", "-pretrained_weights", str(path)]), ["CT"])
+    assert (spec.native_spacing, spec.native_crop) == ((1.0, 1.0, 1.25), (32, 64, 32))
+    assert encoder.spec.native_spacing == (1.5, 1.5, 2.0)
+
+
+def test_of_two_encoders_with_equal_tensors_the_one_asked_for_is_planned(tmp_path: Path) -> None:
+    path = tmp_path / "smit.pth"
+    tensors = build_encoder("smit_96").state_dict()
+    torch.save({"state_dict": {name: tensor.half() for name, tensor in tensors.items()}}, path)
+    words = ["-d", "4", "-pretrained_weights", str(path)]
+    assert choose_encoder(command().parse_args(words), ["CT"])[0].name == "smit_96"
+    asked, _ = choose_encoder(command().parse_args([*words, "-e", "smit_128"]), ["CT"])
+    assert (asked.name, asked.native_crop) == ("smit_128", (128, 128, 128))
+    with pytest.raises(ValueError, match="-e swin_tiny does not fit"):
+        choose_encoder(command().parse_args([*words, "-e", "swin_tiny"]), ["CT"])
+
+
+def test_a_recipes_plans_stand_beside_those_of_the_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=2)
+    words = ["-d", "901", "-e", "swin_tiny", "-np", "1", "--no_pp"]
+    assert main(words) == main([*words, "--recipe", "smit_many"]) == 0
+    folder = tmp_path / "nnUNet_preprocessed/Dataset901_Blob"
+    assert sorted(path.stem for path in folder.glob("nnsslPlans*.json")) == [
+        "nnsslPlans_swin_tiny", "nnsslPlans_swin_tiny_smit_many",
+    ]  # fmt: skip
+
+
+def test_an_encoder_of_ct_on_mr_is_recorded_and_accepted_by_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_dataset(use_folders(tmp_path, monkeypatch), "Dataset901_Blob", cases=2)
+    save_json(load_json(folder / "dataset.json") | {"channel_names": {"0": "T1"}}, folder / "dataset.json")
+    path, crop = tmp_path / "encoder.safetensors", (32, 32, 32)
+    encoder = build_encoder("swin_tiny", native_crop=crop)
+    save_encoder(path, encoder, EncoderHeader("swin_tiny", crop, encoder.spec.intensity))
+    assert main(["-d", "901", "-pretrained_weights", str(path), "-np", "1", "--no_pp"]) == 0
+    plans = load_json(tmp_path / "nnUNet_preprocessed/Dataset901_Blob/nnsslPlans_swin_tiny.json")
+    assert plans["nnssl"]["intensity"]["kind"] == "percentile"
+    load_for_plans(path, plans, "3d_fullres", allow_partial=False, allow_intensity=False)
+    save_encoder(path, encoder, EncoderHeader("swin_tiny", crop, IntensityRange("window", -1.0, 1.0, (0.0, 1.0))))
+    with pytest.raises(ValueError, match="add --allow_intensity"):
+        load_for_plans(path, plans, "3d_fullres", allow_partial=False, allow_intensity=False)
 
 
 def test_a_swin_goes_through_with_two_channels_of_mr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,34 @@ def test_label_maps_are_those_of_stock_nnunet(environment: Path, tmp_path: Path,
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("words", "step"), [([], 0.25), (["-step_size", "0.5"], 0.5)])
+def test_crops_overlap_as_the_recipe_says_unless_told_otherwise(
+    environment: Path, tmp_path: Path, words: list[str], step: float
+) -> None:
+    model = tmp_path / MODEL
+    shutil.copytree(environment / "nnUNet_results" / NAME / MODEL, model)
+    plans = json.loads((model / "plans.json").read_text())
+    plans["nnssl"]["finetune"]["inference_overlap"] = 0.75
+    (model / "plans.json").write_text(json.dumps(plans))
+    source = scans(environment, tmp_path / "in")
+    common = ["-i", str(source), "-o", str(tmp_path / "ours"), "-m", str(model), "-f", "0", "-device", "cpu"]
+    assert main([*common, "--disable_tta", "--save_probabilities", *words]) == 0
+    found = np.load(tmp_path / "ours" / "toy_000.npz")["probabilities"]
+    by_step = {size: stock_probabilities(model, source, tmp_path / str(size), size) for size in (0.25, 0.5)}
+    differences = {size: np.abs(stock - found).max() for size, stock in by_step.items()}
+    assert differences.pop(step) == 0
+    assert min(differences.values()) > 1e-4
+
+
+def stock_probabilities(model: Path, source: Path, output: Path, step: float) -> np.ndarray:
+    """What nnU-Net's own predictor saves for the toy scan."""
+    stock = nnUNetPredictor(tile_step_size=step, use_mirroring=False, device=torch.device("cpu"))
+    stock.initialize_from_trained_model_folder(str(model), [0])
+    output.mkdir()
+    stock.predict_from_files_sequential(str(source), str(output), save_probabilities=True)
+    return np.load(output / "toy_000.npz")["probabilities"]
+
+
 def test_a_permuted_and_flipped_copy_gets_the_same_label_map(environment: Path, tmp_path: Path) -> None:
     source = scans(environment, tmp_path / "in")
     scan = SimpleITK.ReadImage(str(source / "toy_000_0000.nii.gz"))

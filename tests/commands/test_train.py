@@ -89,15 +89,22 @@ def test_another_intensity_is_refused_unless_meant(
     assert torch.equal(encoder.state_dict()["pos_embed"], tensors_of(file)["pos_embed"])
 
 
-def test_a_recipe_may_want_another_window_than_the_encoders() -> None:
+def test_the_difference_that_the_plans_record_is_accepted_and_no_other() -> None:
     plans = toy_plans()
-    plans["nnssl"] |= {"recipe": "smit_many", "intensity": to_dict(IntensityRange("window", -175, 250, (0, 1)))}
-    pretraining = IntensityRange("window", -500, 500, (0, 1))
-    file = EncoderFile("smit", "", ENCODER, (16, 16, 16), EncoderHeader(ENCODER, (16, 16, 16), pretraining))
-    check_encoder_file(plans, "3d_fullres", file)
-    plans["nnssl"]["recipe"] = None
+    recorded, other = IntensityRange("window", -500, 500, (0, 1)), IntensityRange("window", -500, 400, (0, 1))
+    plans["nnssl"] |= {"intensity": to_dict(IntensityRange("window", -175, 250, (0, 1)))}
+    plans["nnssl"] |= {"encoder_intensity": to_dict(recorded)}
+    for seen in (recorded, IntensityRange("window", -175, 250, (0, 1))):
+        check_encoder_file(plans, "3d_fullres", file_that_saw(seen))
     with pytest.raises(ValueError, match="add --allow_intensity"):
-        check_encoder_file(plans, "3d_fullres", file)
+        check_encoder_file(plans, "3d_fullres", file_that_saw(other))
+    plans["nnssl"]["encoder_intensity"] = None
+    with pytest.raises(ValueError, match="add --allow_intensity"):
+        check_encoder_file(plans, "3d_fullres", file_that_saw(recorded))
+
+
+def file_that_saw(intensity: IntensityRange) -> EncoderFile:
+    return EncoderFile("smit", "", ENCODER, (16, 16, 16), EncoderHeader(ENCODER, (16, 16, 16), intensity))
 
 
 def test_validation_cases_seen_in_pretraining_are_refused_unless_allowed(

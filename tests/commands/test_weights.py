@@ -166,7 +166,7 @@ def test_a_file_of_each_layout_is_inspected_converted_exported_and_stays_the_sam
     assert fingerprint(capsys, tmp_path / "x.pth") == original
     found = read_header(tmp_path / "ours")
     assert found is not None
-    assert found.steps == 9 if layout == "nnssl" else found.plan["converted_from"] == layout
+    assert found.steps == 9 if layout in ("nnssl", "nnunet") else found.plan["converted_from"] == layout
 
 
 def test_a_licence_that_forbids_sharing_is_said_when_converting(

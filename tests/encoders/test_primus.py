@@ -146,7 +146,7 @@ def test_a_hidden_patch_cannot_be_seen() -> None:
     with torch.no_grad():
         assert torch.equal(encoder(scan, mask).summary, encoder(changed, mask).summary)
         assert not torch.equal(encoder(scan).summary, encoder(changed).summary)
-    with pytest.raises(ValueError, match=r"expected bool \(2, 6\), one entry per patch"):
+    with pytest.raises(ValueError, match=r"expected bool \(2, 6\), one entry per token of 8 voxels"):
         encoder(scan, mask[:, :5])
 
 

@@ -140,6 +140,7 @@ def test_presets_have_the_papers_crops_spacings_and_intensities() -> None:
     assert {spec.intensity.encoder_range for spec in facts.values()} == {(0.0, 1.0)}
     assert facts["smit_s"].native_spacing == (1.5, 1.5, 2.0)
     assert facts["smit_repo"].native_spacing == (2.0, 2.0, 2.0)
+    assert facts["swin_unetr"].native_spacing is None
 
 
 def test_turning_volume_and_weights_turns_the_features() -> None:
@@ -262,8 +263,8 @@ def test_initialisation_is_pytorchs_but_for_the_bias_tables() -> None:
         ({"merge_order": "monai"}, "merge_order 'monai': known are smit, monai_legacy, monai15, v2"),
         ({"window_reverse": "wrong"}, "window_reverse 'wrong': known are correct, legacy"),
         ({"taps": "both"}, "taps 'both': known are post_block, pre_block"),
-        ({"depths": [2, 2, 2]}, "one number >= 1 for each of the 4 stages"),
-        ({"window": 0}, "window 0: both are 1 or more"),
+        ({"depths": [2, 2, 2]}, "one number for each of the 4 stages"),
+        ({"window": 0}, "SwinShape with window 0: must be 1 or more"),
         ({"heads": [5, 4, 8, 16]}, "width 24 cannot be split into 5 heads"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnssl.networks.encoder_layers import blocks_of, input_layer, parameter_layers
+from nnssl.networks.encoder_layers import input_layer, parameter_layers
 from nnssl.networks.segmentor import EncoderSegmentor, load_encoder_weights
 from nnssl.networks.tuning import trainable_groups
 from tests.networks.families import FAMILIES, spec_of, words_of
@@ -52,14 +52,14 @@ def _moved_by_a_step(network: EncoderSegmentor, family: str) -> set[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_blocks_are_as_many_as_the_spec_says(family: str) -> None:
     network = _segmentor(family)
-    assert len(blocks_of(network.encoder)) == spec_of(family).depth
+    assert len(network.encoder.blocks_in_order) == spec_of(family).depth
     assert input_layer(network.encoder) == INPUT_LAYERS[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_block_and_what_follows_it_are_trained(family: str) -> None:
     network = _segmentor(family, unfreeze_last=1)
-    last = {id(one) for one in blocks_of(network.encoder)[-1].parameters()}
+    last = {id(one) for one in network.encoder.blocks_in_order[-1].parameters()}
     trained = {name: id(one) for name, one in network.encoder.named_parameters() if one.requires_grad}
     assert last <= set(trained.values())
     after = {name for name, one in trained.items() if one not in last}
@@ -99,8 +99,8 @@ def test_unfreezing_all_blocks_leaves_the_patch_embedding_frozen() -> None:
 
 def test_only_the_unfrozen_blocks_are_in_training_mode() -> None:
     network = _segmentor("vit_16", unfreeze_last=1).train()
-    assert [block.training for block in blocks_of(network.encoder)] == [False, False, False, True]
-    assert not any(block.training for block in blocks_of(network.eval().encoder))
+    assert [block.training for block in network.encoder.blocks_in_order] == [False, False, False, True]
+    assert not any(block.training for block in network.eval().encoder.blocks_in_order)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

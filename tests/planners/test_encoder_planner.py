@@ -188,6 +188,7 @@ def test_a_recipe_is_written_into_the_plans(tmp_path: Path, monkeypatch: pytest.
     words = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     assert (words["decoder"], words["norm"], words["frozen"]) == ("swin_unetr", "batch", False)
     assert plans["configurations"]["3d_fullres"]["batch_size"] == 3
+    assert plans["plans_name"] == "nnsslPlans_swin_tiny_smit_few"  # beside the plan of the pretraining
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -4,8 +4,17 @@ import numpy as np
 
 from nnssl.encoders import encoder_spec
 from nnssl.geometry import ScanSizes
-from nnssl.planners.budgets import plan_finetune
-from nnssl.planners.explain import WHY_WIDTH, Decision, decision_table, finetune_decisions, network_decisions
+from nnssl.planners.budgets import plan_finetune, plan_pretrain
+from nnssl.planners.explain import (
+    WHY_WIDTH,
+    Decision,
+    decision_table,
+    finetune_decisions,
+    network_decisions,
+    pretrain_decisions,
+    shared_decisions,
+)
+from nnssl.planners.intensity import choose_intensity
 from nnssl.planners.network import choose_network
 from nnssl.recipe import RECIPES
 
@@ -47,3 +56,39 @@ def test_what_a_recipe_decides_names_the_recipe() -> None:
         assert "recipe" in reasons[what][1], what
     assert reasons["loss, sampling"][0] == "bce_dice, tumour_1to1"  # one foreground label
     assert reasons["batch"][0] == "3"
+
+
+def test_the_table_says_for_which_views_memory_was_counted() -> None:
+    counted = {
+        "smit_96": "counted for SMIT's 2 global views",
+        "vit_small_16": "counted for 3DINO's 2 global and 8 local",
+    }
+    for name, words in counted.items():
+        spec = encoder_spec(name)
+        plan = plan_pretrain(spec, LARGE, images=40, datasets=("a",), memory_gb=24)
+        assert words in {row.what: row.why for row in pretrain_decisions(plan, spec)}["batch"]
+
+
+def test_small_scans_and_much_interpolation_are_told() -> None:
+    spec = encoder_spec("smit_96")
+    network = choose_network(spec, input_channels=1, num_classes=3)
+    rows = []
+    for shape, spacing in (((35.0, 50.0, 36.0), 1.0), ((80.0, 80.0, 80.0), 4.0), ((200.0, 200.0, 60.0), 1.0)):
+        sizes = ScanSizes(np.tile(shape, (20, 1)), np.full((20, 3), spacing))
+        plan = plan_finetune(network, sizes, memory_gb=24)
+        rows.append({row.what: row.why for row in finetune_decisions(plan, sizes, spec)})
+    small, coarse, flat = rows
+    assert small["spacing [mm]"].startswith("nnU-Net's rule (1 1 1): at the 1.5 1.5 2 wanted")
+    assert small["crop [voxels]"].startswith("the multiples of 32 nearest to the median scan")
+    assert "14 times the voxels of nnU-Net's" in coarse["median scan [voxels]"]  # 4^3 / (1.5 x 1.5 x 2)
+    assert "times the voxels" not in small["median scan [voxels]"]
+    assert flat["spacing [mm]"].startswith("finer, towards nnU-Net's rule (1 1 1)")
+
+
+def test_an_encoder_that_saw_another_intensity_and_a_new_patch_embedding_have_their_rows() -> None:
+    spec = encoder_spec("smit_96")
+    choice = choose_intensity(spec.intensity, ["CT"], recipe=RECIPES["smit_many"])
+    rows = {row.what: row.value for row in shared_decisions(spec, choice, cases=3, bad_cases=0)}
+    assert rows["encoder's intensity"] == "window:-500,500"
+    network = choose_network(spec, input_channels=1, num_classes=2, channels="reinit")
+    assert "image channels" in {row.what for row in network_decisions(network, None, "reinit", None)}

@@ -52,3 +52,21 @@ def test_hounsfield_units_of_weights_give_way_on_mr_and_other_windows_stay() -> 
     assert turned.intensity == PERCENTILES
     assert "Hounsfield" in turned.why
     assert choose_intensity(VIT, ["T2"], weights=tumour).intensity == tumour
+
+
+def test_what_the_encoder_saw_is_recorded_where_the_plan_differs() -> None:
+    recipe, hounsfield = RECIPES["smit_many"], IntensityRange("window", -600.0, 600.0, (0.0, 1.0))
+    window = IntensityRange("window", 0.0, 400.0, (0.0, 1.0))
+    assert choose_intensity(SMIT, ["CT"], weights=hounsfield).encoder is None
+    assert choose_intensity(SMIT, ["MR"], weights=hounsfield).encoder == hounsfield
+    assert choose_intensity(SMIT, ["CT"], recipe=recipe, weights=hounsfield).encoder == hounsfield
+    assert choose_intensity(SMIT, ["MR"], flag=window, weights=hounsfield).encoder == hounsfield
+    assert choose_intensity(SMIT, ["MR"], flag=window, weights=window).encoder is None
+
+
+def test_a_recipe_without_weights_expects_an_encoder_that_was_planned_without_it() -> None:
+    recipe = RECIPES["smit_many"]
+    assert choose_intensity(SMIT, ["CT"], recipe=recipe).encoder == SMIT
+    assert choose_intensity(SMIT, ["MR"], recipe=recipe).encoder is None  # percentiles 5 and 95 either way
+    assert choose_intensity(SMIT, ["MR"]).encoder is None
+    assert choose_intensity(VIT, ["CT"], recipe=RECIPES["3dino"]).encoder is None

@@ -43,6 +43,16 @@ def test_a_recipe_decides_decoder_norm_and_freezing_but_not_against_the_flag() -
     assert choose_network(swin, input_channels=1, num_classes=2, decoder="unet", recipe=recipe).decoder == "unet"
 
 
+@pytest.mark.parametrize("input_channels", [1, 2])
+def test_gradients_reach_a_new_patch_embedding_however_many_channels(input_channels: int) -> None:
+    spec = encoder_spec("swin_tiny", (32, 32, 32), options={"depths": [1, 1, 1, 1]})
+    for channels in ("replicate", "reinit"):
+        plan = choose_network(spec, input_channels=input_channels, num_classes=2, channels=channels)
+        network = get_network_from_plans(NETWORK, plan.arch_kwargs(spec), [], input_channels, 2, deep_supervision=False)
+        trained = any(parameter.requires_grad for parameter in network.encoder.parameters())
+        assert plan.keeps_activations == trained == (channels == "reinit")
+
+
 def test_nnunet_builds_the_network_from_its_words() -> None:
     spec = encoder_spec("swin_tiny", (64, 32, 32), options={"depths": [1, 1, 1, 1]})
     words = choose_network(spec, input_channels=2, num_classes=3).arch_kwargs(spec)

@@ -165,6 +165,13 @@ CONTRACTS: list[Contract] = [
 ]
 
 
+TRAINING: list[Contract] = [  # some steps each: cheap on a ViT
+    the_loss_falls_on_one_batch_while_nothing_but_the_student_moves,
+    the_same_seed_gives_the_same_numbers,
+    a_state_dict_holds_all_that_training_needs_to_go_on,
+]
+
+
 def _state(task: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in task.state_dict().items()}
 

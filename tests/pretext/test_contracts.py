@@ -8,12 +8,23 @@ import pytest
 import nnssl.pretext
 from nnssl.encoders import encoder_spec
 from nnssl.pretext import TASKS, build_task
-from tests.pretext.contracts import CONTRACTS, Contract
+from tests.pretext.contracts import CONTRACTS, TRAINING, Contract
 from tests.pretext.tenth_task import Brightness
 from tests.pretext.toys import ENCODERS, RECIPE, toy_task
 
-EVERY_CONTRACT = pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
-EVERY_FAMILY = pytest.mark.parametrize("family", ENCODERS)
+EVERY_CONTRACT_IN_EVERY_FAMILY = pytest.mark.parametrize(
+    ("family", "contract"),
+    [
+        pytest.param(
+            family,
+            contract,
+            id=f"{family}-{contract.__name__}",
+            marks=[pytest.mark.slow] if family != "vit" and contract in TRAINING else [],
+        )
+        for family in ENCODERS
+        for contract in CONTRACTS
+    ],
+)
 FOLDER = Path(nnssl.pretext.__file__).parent
 SHARED = {
     "__init__",
@@ -27,15 +38,13 @@ SHARED = {
 TASK_FILES = sorted(file for file in FOLDER.glob("*.py") if file.stem not in SHARED)
 
 
-@EVERY_CONTRACT
-@EVERY_FAMILY
+@EVERY_CONTRACT_IN_EVERY_FAMILY
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_keeps_every_contract(name: str, family: str, contract: Contract) -> None:
     contract(name, family)
 
 
-@EVERY_CONTRACT
-@EVERY_FAMILY
+@EVERY_CONTRACT_IN_EVERY_FAMILY
 def test_a_new_task_is_one_file_and_one_line_of_the_table(
     family: str, contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,14 @@ def _expect(cell: Tensor) -> Any:
     return check
 
 
+@pytest.mark.parametrize("name", ["contrastive", "swin_unetr"])
+def test_a_batch_of_one_volume_has_nothing_to_compare(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} tells the volumes of a batch apart: batch_size=1 leaves nothing"):
+        toy_task(name, recipe=replace(RECIPE, batch_size=1))
+    toy_task(name, recipe=replace(RECIPE, batch_size=2))
+    toy_task("swin_unetr", ["weights=[1, 0, 1]"], recipe=replace(RECIPE, batch_size=1))
+
+
 def test_corner_heads_need_two_cells() -> None:
     with pytest.raises(ValueError, match=r"the coarsest map of a crop of .* has one cell, two are read"):
         toy_task("swin_unetr", ["read=corner"], family="swin")

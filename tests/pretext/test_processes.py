@@ -1,5 +1,6 @@
 """Two processes that share a batch learn what one process learns from the joint batch, in every task."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,25 @@ import torch
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 
+from nnssl.layers.joint_batch import joint_batch
 from nnssl.pretext import TASKS
 from nnssl.pretext.base import PretextTask
-from tests.pretext.toys import ENCODERS, prepared, toy_batch, toy_task
+from tests.pretext.toys import ENCODERS, RECIPE, prepared, toy_batch, toy_task
 
 IMAGES, PROCESSES = 4, 2
 STEP, TOTAL = 3, 10
+DROPPING = ("dino", "threedino")  # also with stochastic depth; the second shows stacks of 2 and of 3 views
 Learnt = dict[str, Tensor]
 
 
-def _task(name: str, family: str, scope: str = "global") -> PretextTask:
-    extra = [f"scope={scope}"] if hasattr(TASKS[name].Config(), "scope") else []
-    task = toy_task(name, extra, family=family).double().train()
+def _task(name: str, family: str, *settings: str) -> PretextTask:
+    task = toy_task(name, settings, family=family, recipe=replace(RECIPE, batch_size=IMAGES)).double().train()
     task.begin_step(STEP, TOTAL)
     return task
+
+
+def _scope(name: str, scope: str) -> list[str]:
+    return [f"scope={scope}"] if hasattr(TASKS[name].Config(), "scope") else []
 
 
 def _joint_batch(task: PretextTask) -> Learnt:
@@ -41,7 +47,10 @@ def _own(batch: Learnt, rank: int) -> Learnt:
 
 def _learn(task: PretextTask, batch: Learnt) -> Learnt:
     """Gradients of the own rows, averaged over processes as data-parallel training does, and the moved centres."""
-    task(batch)["loss"].backward()
+    torch.manual_seed(STEP)  # as the pretraining loop does at every step
+    processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    with joint_batch(IMAGES // processes, rank=rank, processes=processes):
+        task(batch)["loss"].backward()
     learnt = {}
     for part, module in task.trained_parts().items():
         for key, parameter in module.named_parameters():
@@ -61,7 +70,9 @@ def _learn_in_one_of_two(rank: int, folder: str) -> None:
     found: dict[str, Any] = {}
     for (name, family), batch in batches.items():
         for scope in ("global", "process"):
-            found[f"{name} {family} {scope}"] = _learn(_task(name, family, scope), _own(batch, rank))
+            found[f"{name} {family} {scope}"] = _learn(_task(name, family, *_scope(name, scope)), _own(batch, rank))
+        if name in DROPPING:
+            found[f"{name} {family} dropping"] = _learn(_task(name, family, "drop_path=0.3"), _own(batch, rank))
         if name == "threedino":
             task = _task(name, family)
             own = {key: value.chunk(PROCESSES)[rank] for key, value in prepared(task, images=IMAGES).items()}
@@ -89,12 +100,28 @@ def test_gradients_and_centres_of_two_processes_are_those_of_the_joint_batch(
     batches, found = runs
     expected = _learn(_task(name, family), batches[name, family])
     for process in found:
-        learnt = process[f"{name} {family} global"]
-        assert set(learnt) == set(expected)
-        for key, value in expected.items():
-            torch.testing.assert_close(
-                learnt[key], value, rtol=1e-5, atol=1e-9, msg=lambda text, key=key: f"{key} {text}"
-            )
+        _assert_same(process[f"{name} {family} global"], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("name", DROPPING)
+def test_two_processes_drop_the_branches_that_one_drops_on_the_joint_batch(
+    name: str, family: str, runs: tuple[dict[tuple[str, str], Learnt], list[dict[str, Learnt]]]
+) -> None:
+    batches, found = runs
+    expected = _learn(_task(name, family, "drop_path=0.3"), batches[name, family])
+    for process in found:
+        learnt = process[f"{name} {family} dropping"]
+        _assert_same(learnt, expected)
+        whole = process[f"{name} {family} global"]
+        assert any(not torch.allclose(learnt[key], whole[key], rtol=1e-2) for key in whole)
+
+
+def _assert_same(learnt: Learnt, expected: Learnt) -> None:
+    assert set(learnt) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(learnt[key], value, rtol=1e-5, atol=1e-9, msg=lambda text, key=key: f"{key} {text}")
 
 
 @pytest.mark.slow

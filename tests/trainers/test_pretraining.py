@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
+from torch import distributed as dist
 
 from nnssl.data.seeds import generator_at
+from nnssl.layers.joint_batch import kept_rows
 from nnssl.networks.precision import has_fast_bf16
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint
@@ -225,6 +227,37 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pyte
             has_fast_bf16.cache_clear()
     finally:
         has_fast_bf16.cache_clear()
+
+
+class Drawing(ToyTask):
+    """Logs which of its samples would keep a residual branch, as the bits of a number."""
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = kept_rows(len(batch["mean"]), 0.5)
+        return super().forward(batch) | {"kept": (kept * 2.0 ** torch.arange(len(kept))).sum()}
+
+
+def _kept_at_each_step(folder: Path, rank: int, processes: int) -> list[float]:
+    record = Record()
+    stream = ({"crop": next(crops(step))["crop"].chunk(processes)[rank]} for step in range(RECIPE.steps))
+    pretrain(Drawing(), lambda first: stream, recipe=RECIPE, run=Run(folder, CPU, watcher=record))
+    return [values["kept"] for values in record.values.values()]
+
+
+def _pretrain_in_one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(_kept_at_each_step(Path(folder) / str(rank), rank, 2), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_stochastic_depth_of_two_processes_is_that_of_the_joint_batch(tmp_path: Path) -> None:
+    joint = _kept_at_each_step(tmp_path / "joint", 0, 1)
+    multiprocessing.spawn(_pretrain_in_one_of_two, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert [low + 4 * high for low, high in zip(first, second, strict=True)] == joint and len(set(joint)) > 1
 
 
 def test_the_loop_needs_no_nnunet() -> None:

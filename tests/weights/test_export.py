@@ -1,5 +1,6 @@
 """Exported encoders give the same features to nnU-Net's reader, to MONAI, and to ourselves again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,17 @@ def test_nnunet_itself_builds_the_network() -> None:
     assert network.get_submodule(network.keys_to_in_proj[0]).weight.shape == (24, 1, 2, 2, 2)
 
 
+def test_a_header_that_contradicts_the_plan_is_refused(tmp_path: Path) -> None:
+    encoder = built(*ENCODERS["vit"])
+    with pytest.raises(ValueError, match="the header says 'vit_tiny_8' of native crop"):
+        nnunet_checkpoint(encoder, replace(header_of(encoder), native_crop=(8, 8, 8)))
+    content = nnunet_checkpoint(encoder, header_of(encoder))
+    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"]["native_crop"] = [32, 24, 48]
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"its header describes 'vit_tiny_8' of crop \(32, 24, 40\)"):
+        read_weights(tmp_path / "x.pth")
+
+
 def test_no_case_name_travels_with_an_exported_file(tmp_path: Path) -> None:
     encoder = built(*ENCODERS["vit"])
     export_encoder(tmp_path / "x.pth", encoder, header_of(encoder), target="nnunet")
@@ -127,12 +139,13 @@ def test_no_case_name_travels_with_an_exported_file(tmp_path: Path) -> None:
 
 
 def test_our_own_file_survives_the_way_to_nnunet_and_back(encoder: Encoder, tmp_path: Path) -> None:
-    save_encoder(tmp_path / "ours", encoder, header_of(encoder))
+    header = header_of(encoder)
+    save_encoder(tmp_path / "ours", encoder, header)
     first = identify(read_weights(tmp_path / "ours")).build().eval()
     load_weights(first, read_weights(tmp_path / "ours"))
-    export_encoder(tmp_path / "x.pth", first, header_of(encoder), target="nnunet")
+    export_encoder(tmp_path / "x.pth", first, header, target="nnunet")
     weights = read_weights(tmp_path / "x.pth")
-    assert weights.format_name == "nnunet" and "task threedino, 7 steps" in " ".join(weights.notes)
+    assert (weights.format_name, weights.header) == ("nnunet", header)
     found = identify(weights)
     back = found.build().eval()
     report = load_weights(back, weights)
@@ -164,6 +177,18 @@ def test_monai_loads_an_exported_swin_strictly_and_agrees(order: str, biased: bo
         maps, wanted = encoder(scan).maps, network(scan, normalize=True)
     assert all((one - other).abs().max() < 2e-5 for one, other in zip(maps, wanted, strict=True))
     assert f"downsample={'mergingv2' if order == 'v2' else 'merging'!r}" in usage
+    said = usage.partition("nnssl reads it with --set ")[2]
+    weights = read_weights(tmp_path / "x.pt", dict([said.split("=")]))
+    back = identify(weights).build().eval()
+    load_weights(back, weights)
+    with torch.no_grad():
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(maps, back(scan).maps, strict=True))
+
+
+def test_a_swin_that_pads_its_windows_comes_back_from_monai_as_told(tmp_path: Path) -> None:
+    encoder = built("swin_tiny", (96, 96, 96), {**MONAI_LIKE, "clamp_window": False})
+    usage = export_encoder(tmp_path / "x.pt", encoder, header_of(encoder), target="monai")
+    assert usage.endswith("--set merge_order=monai15 clamp_window=false")
 
 
 @pytest.mark.parametrize(
