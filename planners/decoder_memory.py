@@ -27,10 +27,13 @@ class ResidualSize:
     outputs: int
     stride: int  # voxels
     upsampled: int = 0
+    recomputed: bool = False  # only its input is kept
 
     @property
     def bytes_per_voxel(self) -> float:
         """Kept per voxel of the crop."""
+        if self.recomputed:
+            return HALF * self.inputs / self.stride**3
         maps = BLOCK_MAPS + (self.inputs != self.outputs)
         return HALF * (self.inputs + maps * self.outputs) / self.stride**3
 
@@ -98,7 +101,7 @@ def _unet(image: int, channels: Sequence[int], strides: Sequence[int]) -> list[R
     if strides[0] > 1:
         levels.insert(0, (BASE_WIDTH, 1))
     ups = [_up(coarse, fine, stride) for (fine, stride), (coarse, _) in pairwise(levels)]
-    return [ResidualSize(image, BASE_WIDTH, 1), *skips, *ups]
+    return [ResidualSize(image, BASE_WIDTH, 1, recomputed=True), *skips, *ups]
 
 
 def _unetr(image: int, dim: int, patch: int) -> list[ResidualSize]:

@@ -34,8 +34,12 @@ class Layout(NamedTuple):
 
 
 def to_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) in raster order -> (B, C, X, Y, Z), channels last in memory, without a copy."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    """(B, N, C) in raster order -> (B, C, X, Y, Z), channels last in memory, without a copy.
+
+    Not by `transpose(1, 2).unflatten(2, grid)`: for one sample that gives the batch a stride of C, with which PyTorch's
+    batch normalisation on CPU (seen in torch 2.15) takes a contiguous gradient for a channels-last one.
+    """
+    return tokens.unflatten(1, grid).movedim(-1, 1)
 
 
 def to_tokens(volume: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnssl.encoders import ENCODERS, build_encoder, encoder_spec
-from nnssl.encoders.swin import MERGE_ORDERS, SwinShape, SwinTransformer
+from nnssl.encoders.swin import MERGE_ORDERS, PatchMerging, SwinShape, SwinTransformer
 from tests.rules import rule_tensor
 
 MEDIUM = SwinShape(24, (2, 2, 2, 2), (2, 2, 4, 8), 4, 96)
@@ -177,6 +177,14 @@ def test_samples_of_a_batch_do_not_mix() -> None:
 @pytest.mark.parametrize("shape", [TINY, replace(TINY, taps="pre_block", clamp_window=True, patch_norm=False)])
 def test_taps_are_what_their_names_say(shape: SwinShape) -> None:
     encoder = _build(shape)
+    affine = {
+        name: torch.nn.init.normal_(value) for name, value in encoder.named_parameters() if name.startswith("norm")
+    }
+
+    def normed(cells: torch.Tensor, stage: int) -> torch.Tensor:
+        words = [affine.get(f"norm{stage}.{word}") for word in ("weight", "bias")]
+        return torch.nn.functional.layer_norm(cells, cells.shape[-1:], *words)
+
     volume = torch.randn(1, 1, 32, 32, 64)
     features = encoder(volume)
     cells, merged, mixed = encoder.patch_embed(volume), [], []
@@ -187,16 +195,17 @@ def test_taps_are_what_their_names_say(shape: SwinShape) -> None:
         cells = stage.downsample(cells)  # type: ignore[operator, union-attr]
         merged.append(cells)
     assert torch.equal(features.tokens["distill"], merged[2].flatten(1, 3))
-    normed = torch.nn.functional.layer_norm(cells, cells.shape[-1:])
-    torch.testing.assert_close(features.summary, normed.mean((1, 2, 3)))
+    torch.testing.assert_close(features.summary, normed(cells, 4).mean((1, 2, 3)))
     patch = features.tokens["patch"]
-    torch.testing.assert_close(patch, torch.nn.functional.layer_norm(mixed[3], mixed[3].shape[-1:]).flatten(1, 3))
+    torch.testing.assert_close(patch, normed(mixed[3], 3).flatten(1, 3))
     if shape.taps == "post_block":
-        assert torch.equal(features.maps[4], cells.movedim(-1, 1))
-        assert torch.equal(features.maps[3].flatten(2).transpose(1, 2), patch)
+        expected = [*(normed(out, stage) for stage, out in enumerate(mixed)), cells]
+        assert len(affine) == 8
     else:
-        torch.testing.assert_close(features.maps[4], normed.movedim(-1, 1))
-        assert not any(name.startswith("norm") for name, _ in encoder.named_parameters())
+        expected = [normed(out, 4) for out in (encoder.patch_embed(volume), *merged)]
+        assert not affine
+    for found, out in zip(features.maps, expected, strict=True):
+        torch.testing.assert_close(found, out.movedim(-1, 1))
 
 
 def test_every_parameter_learns_and_the_norms_of_the_maps_through_maps_alone() -> None:
@@ -285,6 +294,17 @@ def test_masks_and_volumes_that_do_not_fit_are_refused() -> None:
         encoder(torch.zeros(1, 1, 32, 40, 64))
     with pytest.raises(ValueError, match="drop_path"):
         _build(TINY, drop_path=1.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "published"),
+    [("smit", "04216357"), ("monai_legacy", "04215217"), ("monai15", "04216537"), ("v2", "01234567")],
+)
+def test_a_merge_takes_its_eight_cells_in_the_published_order(order: str, published: str) -> None:
+    merge, seen = PatchMerging(1, order), []
+    merge.norm.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0].flatten().tolist()))
+    merge(torch.arange(8.0).view(1, 2, 2, 2, 1))  # 4 x + 2 y + z
+    assert "".join(f"{cell:g}" for cell in seen) == published
 
 
 def test_all_merge_orders_but_the_old_one_hold_every_cell_once() -> None:

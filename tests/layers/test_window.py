@@ -41,6 +41,13 @@ def test_the_legacy_reverse_scrambles_as_the_published_code_does(golden: Callabl
     assert layout.join(layout.cut(cells.flatten(1, 3))).flatten().tolist() == stored.tolist()
 
 
+def test_the_legacy_reverse_of_two_windows_is_this_permutation() -> None:
+    """By hand from the axes (0, 1, 3, 5, 2, 4, 6, 7): window along Z, then cell along Y, X, Z."""
+    cells = _numbered((2, 2, 4))  # 8 x + 4 y + z
+    found = reverse(partition(cells, (2, 2, 2)), (2, 2, 4), (2, 2, 2), rule="legacy")
+    assert found.flatten().tolist() == [0, 1, 8, 9, 4, 5, 12, 13, 2, 3, 10, 11, 6, 7, 14, 15]
+
+
 def test_relative_positions_agree_with_golden_numbers(golden: Callable[[str], Any]) -> None:
     stored = golden("g06_smit_swin.npz")["relative_position_index"]
     assert np.array_equal(relative_index(4, CPU).numpy(), stored)

@@ -10,7 +10,7 @@ from nnssl.encoders import build_encoder
 from nnssl.encoders.base import EncoderSpec
 from nnssl.encoders.vit import VisionTransformer
 from nnssl.networks.adapter import ViTAdapter, default_width
-from nnssl.networks.interactions import Layout, to_tokens
+from nnssl.networks.interactions import Layout, to_map, to_tokens
 from tests.rules import golden_error, normal, rule_tensor
 
 Golden = Callable[[str], Any]
@@ -115,6 +115,19 @@ def test_an_injection_at_one_place_changes_the_pyramid_mostly_there() -> None:
         difference = (adapter(changed)[0] - adapter(volume)[0]).abs().mean(1)[0]
     peak = torch.unravel_index(difference.argmax(), difference.shape)
     assert 20 <= peak[0] <= 28 and 2 <= peak[1] <= 6 and 0 <= peak[2] <= 4
+
+
+def test_one_samples_tokens_as_a_map_have_the_right_gradient_through_batch_norm() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, upstream = torch.randn(1, 2 * 27, 8, generator=generator), torch.randn(1, 8, 3, 3, 3, generator=generator)
+    volume = to_map(tokens[:, :27], (3, 3, 3))
+    gradients = []
+    for layout in (volume, volume + torch.zeros_like(volume), volume.contiguous()):
+        leaf = layout.detach().requires_grad_()
+        normed = torch.nn.functional.batch_norm(leaf, None, None, training=True)
+        gradients.append(torch.autograd.grad(normed, leaf, upstream)[0])
+    assert torch.allclose(gradients[0], gradients[2], atol=1e-5)
+    assert torch.allclose(gradients[1], gradients[2], atol=1e-5)
 
 
 def test_a_depth_that_four_stages_cannot_share_is_refused() -> None:

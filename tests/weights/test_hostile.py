@@ -135,7 +135,10 @@ def test_garbage_in_the_plan_of_an_exported_file_is_refused(
 
 KERNEL, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "a block of a number without end": ({"layers.0.blocks.999999999.norm1.weight": ONE}, "up to N = 999999999, but only 2 of them"),
+    "a block of a number without end": (
+        {"layers.0.blocks.999999999.norm1.weight": ONE},
+        "up to N = 999999999, but only 2 of them",
+    ),
     "a width that no memory holds": ({KERNEL: ONE.view(1, 1, 1, 1, 1).expand(2**40, 1, 2, 2, 2)}, "no known layout"),
     "no width": ({KERNEL: torch.ones(0, 1, 2, 2, 2)}, "has shape (0, 1, 2, 2, 2)"),
     "no channels": ({KERNEL: torch.ones(24, 0, 2, 2, 2)}, "has shape (24, 0, 2, 2, 2)"),
