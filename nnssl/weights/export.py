@@ -173,7 +173,7 @@ def _save(content: Any, path: Path) -> None:
 
 def _export_nnssl(path: Path, encoder: Encoder, header: EncoderHeader) -> str:
     save_encoder(path, encoder, header)
-    return f"nnssl_train ... -weights {path.name}"
+    return f"nnssl_train ... -pretrained_weights {path.name}"
 
 
 def _export_nnunet(path: Path, encoder: Encoder, header: EncoderHeader) -> str:
