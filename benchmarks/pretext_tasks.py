@@ -38,7 +38,7 @@ class Modality:
 
 
 MODALITIES = {
-    "MR": Modality((4, 202), 4, (1.0, 1.0, 1.0), "percentile"),
+    "MR": Modality((4, 202), 4, (0.625, 0.625, 0.625), "percentile"),
     "CT": Modality((201,), 101, (3.9, 3.9, 2.5), "window:-500,500"),
 }
 
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
         encoder_file = None if task == "random" else pretrained(arguments, modality, encoder, task)
         values = {"training": {} if encoder_file is None else curve(encoder_file.parent / "log.jsonl")}
         started = time.monotonic()
-        values["probe"] = probe(modality, encoder, encoder_file)
+        values |= probe(modality, encoder, encoder_file)
         values["probe_seconds"] = time.monotonic() - started
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(json.dumps(values), encoding="utf-8")
@@ -124,30 +124,30 @@ def pretrained(arguments: argparse.Namespace, modality: str, encoder: str, task:
     words += ["-run", name] + (["-f", "0"] if chosen.probe in chosen.learn else [])
     words += ["--c"] if (folder / "checkpoint_latest.pt").is_file() else []
     words += ["--set", f"steps={arguments.steps}", f"batch_size={arguments.batch}", "global_crop=[64,64,64]"]
-    words += ["local_crop=[32,32,32]", "save_every=50", *OWN_SETTINGS.get(task, [])]
+    words += ["local_crop=[32,32,32]", "save_every=50", "drop_path=0", *OWN_SETTINGS.get(task, [])]
     if code := nnssl_pretrain([*words, "-device", "cpu"]):
         raise SystemExit(f"{name}: exit code {code}")
     return folder / "encoder.safetensors"
 
 
 def curve(log: Path) -> dict[str, float]:
-    """Loss at the start and at the end (means of 10 steps), effective rank at the end, median seconds of a step."""
+    """Loss at the start and at the end (means of 10 steps), median seconds of a step."""
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     return {
         "first": fmean(row["loss"] for row in rows[:10]),
         "last": fmean(row["loss"] for row in rows[-10:]),
-        "rank": fmean(row["effective_rank"] for row in rows[-10:]),
-        "rank_first": fmean(row["effective_rank"] for row in rows[:10]),
         "seconds": median(row["seconds"] for row in rows),
     }
 
 
-def probe(modality: str, encoder: str, encoder_file: Path | None) -> list[list[list[float]]]:
-    """Dice (seeds, cases, labels) of linear probes on frozen features; without a file a random encoder per seed."""
+def probe(modality: str, encoder: str, encoder_file: Path | None) -> dict[str, Any]:
+    """Linear probes of frozen features, without a file of one random encoder per seed: "probe", Dice (seeds, cases,
+    labels), and "ranks" (seeds,), effective rank of the coarsest map's cells in the held-out cases."""
     import torch
 
     from nnssl.data.volumes import stored_cases
     from nnssl.evaluation.probing import frozen_case, probe_scores, train_probe
+    from nnssl.losses.health import effective_rank
     from nnssl.paths import dataset_name, load_json, preprocessed_folder
     from nnssl.trainers.pretrain_plan import read_plan
     from nnssl.trainers.splits import cases_of_fold, labelled_subset, splits_for
@@ -160,15 +160,18 @@ def probe(modality: str, encoder: str, encoder_file: Path | None) -> list[list[l
     if len(held_out) < HELD_OUT:  # fold 0 of a small set: fill up with training cases that have no label here
         held_out = held_out + [case for case in train if case not in labelled][: HELD_OUT - len(held_out)]
     classes = len(load_json(folder / "dataset.json")["labels"])
-    plan, tables, cases = read_plan([dataset], plans_name(modality, encoder)), [], {}
+    held_out = held_out[:HELD_OUT]
+    plan, tables, ranks, cases = read_plan([dataset], plans_name(modality, encoder)), [], [], {}
     for seed in SEEDS:
         if not cases or encoder_file is None:
             torch.manual_seed(seed)
             network = frozen_encoder(encoder, plan.intensity, encoder_file)
-            cases = {case: frozen_case(network, *stored_case(stored, case)) for case in labelled + held_out[:HELD_OUT]}
+            cases = {case: frozen_case(network, *stored_case(stored, case)) for case in labelled + held_out}
         trained = train_probe([cases[case] for case in labelled], classes, seed=seed)
-        tables.append(probe_scores(trained, [cases[case] for case in held_out[:HELD_OUT]], classes).tolist())
-    return tables
+        tables.append(probe_scores(trained, [cases[case] for case in held_out], classes).tolist())
+        cells = torch.cat([cases[case].maps[-1].float().flatten(1).T for case in held_out])
+        ranks.append(float(effective_rank(cells)))
+    return {"probe": tables, "ranks": ranks}
 
 
 def frozen_encoder(name: str, intensity: Any, file: Path | None) -> Any:
@@ -207,11 +210,7 @@ def table(arguments: argparse.Namespace) -> None:
             for task, values in found.items():
                 curve_, interval = values["training"], bootstrap_interval(scores[task])
                 cells = [f"{curve_[key]:.3f}" for key in ("first", "last")] if curve_ else ["", ""]
-                cells += (
-                    [f"{curve_['rank_first']:.1f} -> {curve_['rank']:.1f}", f"{curve_['seconds']:.2f}"]
-                    if curve_
-                    else ["", ""]
-                )
+                cells += [f"{fmean(values['ranks']):.1f}", f"{curve_['seconds']:.2f}" if curve_ else ""]
                 cells.append(f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
                 gain = compare(scores["random"], scores[task]).difference if "random" in scores else None
                 cells.append(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" if gain and curve_ else "")

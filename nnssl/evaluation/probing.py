@@ -2,6 +2,8 @@
 
 The features stay as they are (standardised with the training cases' mean and deviation), one 1x1x1 convolution per map
 is trained, and logits are up-sampled and summed, so that nothing but a linear function of features is learnt.
+Up-sampling commutes with a linear map: training therefore reads features at some thousand voxels of each case, drawn so
+that rare labels are among them and weighted so that the loss estimates that of all voxels.
 """
 
 from collections.abc import Sequence
@@ -23,8 +25,9 @@ LEAST_DEVIATION = 1e-4
 class ProbeSettings:
     """Optimisation of the probe; the same for every encoder that is compared."""
 
-    steps: int = 300
-    batch_size: int = 4
+    steps: int = 500
+    batch_size: int = 4  # cases per step
+    voxels: int = 4096  # of a case: half anywhere, half shared out evenly among its labels
     lr: float = 1e-2  # AdamW, cosine to 0
     weight_decay: float = 1e-2
 
@@ -77,23 +80,68 @@ class LinearProbe(nn.Module):
         """Logits (1, classes, X, Y, Z) of one case."""
         size = tuple(case.labels.shape)
         total = torch.zeros(())
-        for one, (mean, deviation), layer in zip(case.maps, self.moments, self.weights, strict=True):
-            standard = (one.float() - mean[:, None, None, None]) / deviation[:, None, None, None]
-            total = total + F.interpolate(layer(standard[None]), size=size, mode="trilinear", align_corners=False)
+        for level, one in enumerate(case.maps):
+            logits = self.weights[level](self.standard(one, level)[None])
+            total = total + F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
         return total
+
+    def at_voxels(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits (voxels, classes) of standardised features (C, voxels, 1, 1) of every map."""
+        levels = zip(self.weights, features, strict=True)
+        total = torch.stack([layer(feature[None])[0, :, :, 0, 0] for layer, feature in levels]).sum(0)
+        return total.T
+
+    def standard(self, one: Tensor, level: int) -> Tensor:
+        """A map (C, X, Y, Z) with mean 0 and deviation 1 over the training cases."""
+        mean, deviation = self.moments[level]
+        return (one.float() - mean[:, None, None, None]) / deviation[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class DrawnVoxels:
+    """What a probe is trained on of one case."""
+
+    features: list[Tensor]  # (C, voxels, 1, 1) of every map, standardised
+    labels: Tensor  # (voxels,)
+    weight: Tensor  # (voxels,): weighted sums estimate sums over the scan
+
+
+@torch.no_grad()
+def drawn_voxels(probe: LinearProbe, case: ProbeCase, count: int, generator: torch.Generator) -> DrawnVoxels:
+    """Voxels of the scan (not of its padding): half uniformly, half evenly over the labels that it has."""
+    inside = case.labels[tuple(slice(0, side) for side in case.shape)]
+    flat = inside.flatten()
+    values, amounts = flat.unique(return_counts=True)
+    share = count // 2 // len(values)
+    drawn = [torch.randint(len(flat), (count - share * len(values),), generator=generator)]
+    for value in values:
+        found = (flat == value).nonzero()[:, 0]
+        drawn.append(found[torch.randint(len(found), (share,), generator=generator)])
+    position = torch.cat(drawn)
+    expected = len(drawn[0]) / len(flat) + share / amounts.float()  # how often a voxel of each label is drawn
+    weight = 1 / expected[torch.searchsorted(values, flat[position])]
+    voxels = torch.stack(torch.unravel_index(position, case.shape), -1)
+    grid = (2 * voxels + 1) / torch.tensor(case.labels.shape) - 1  # voxel centres, as in F.interpolate
+    grid = grid.flip(-1)[None, :, None, None].float()
+    features = [
+        F.grid_sample(probe.standard(one, level)[None], grid, padding_mode="border", align_corners=False)[0]
+        for level, one in enumerate(case.maps)
+    ]
+    return DrawnVoxels(features, flat[position], weight)
 
 
 def train_probe(
     cases: Sequence[ProbeCase], classes: int, *, seed: int, settings: ProbeSettings | None = None
 ) -> LinearProbe:
-    """A probe trained on some cases with cross entropy and soft Dice; the seed orders the cases."""
+    """A probe trained on some cases with cross entropy and soft Dice; the seed draws voxels and orders the cases."""
     settings = settings or ProbeSettings()
     probe, generator = LinearProbe(cases, classes), torch.Generator().manual_seed(seed)
+    drawn = [drawn_voxels(probe, case, settings.voxels, generator) for case in cases]
     optimiser = torch.optim.AdamW(probe.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     for _ in range(settings.steps):
-        drawn = torch.randperm(len(cases), generator=generator)[: settings.batch_size].tolist()
-        loss = torch.stack([_loss(probe(cases[index]), cases[index].labels) for index in drawn]).mean()
+        batch = torch.randperm(len(cases), generator=generator)[: settings.batch_size].tolist()
+        loss = _loss(probe, [drawn[index] for index in batch])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -118,8 +166,12 @@ def _moments(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return cells.mean(1), cells.std(1).clamp(min=LEAST_DEVIATION)
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    shares = logits.softmax(1)[0, 1:].flatten(1)
-    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 0)[1:].flatten(1).float()
-    overlap = (2 * (shares * truth).sum(1) + 1) / (shares.sum(1) + truth.sum(1) + 1)
-    return F.cross_entropy(logits, labels[None]) + 1 - overlap.mean()
+def _loss(probe: LinearProbe, batch: Sequence[DrawnVoxels]) -> Tensor:
+    """Cross entropy and 1 - soft Dice (of the batch as one scan; foreground) with the voxels' weights."""
+    logits = torch.cat([probe.at_voxels(one.features) for one in batch])
+    labels, weight = torch.cat([one.labels for one in batch]), torch.cat([one.weight for one in batch])
+    shares, truth = logits.softmax(1)[:, 1:], F.one_hot(labels, logits.shape[1])[:, 1:].float()
+    both, either = weight @ (shares * truth), weight @ (shares + truth)
+    overlap = (2 * both + 1) / (either + 1)
+    entropy = (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()
+    return entropy + 1 - overlap.mean()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nnssl.encoders import build_encoder
 from nnssl.encoders.base import Encoder, EncoderSpec, Features, IntensityRange
-from nnssl.evaluation.probing import ProbeSettings, frozen_case, probe_scores, train_probe
+from nnssl.evaluation.probing import ProbeSettings, drawn_voxels, frozen_case, probe_scores, train_probe
 
 QUICK = ProbeSettings(steps=80, batch_size=2, lr=0.1)
 
@@ -75,3 +75,27 @@ def test_the_same_seed_gives_the_same_probe() -> None:
     first, again, other = (train_probe(train, 2, seed=seed, settings=QUICK) for seed in (0, 0, 1))
     assert first.weights[0].weight.equal(again.weights[0].weight)  # type: ignore[union-attr,operator,arg-type]
     assert not first.weights[0].weight.equal(other.weights[0].weight)  # type: ignore[union-attr,operator,arg-type]
+
+
+def test_logits_at_drawn_voxels_are_those_of_the_whole_scan() -> None:
+    cases = [frozen_case(Blocks(), *case) for case in _cases(2, 0)]
+    probe = train_probe(cases, 2, seed=0, settings=ProbeSettings(steps=3, voxels=16, lr=0.1))
+    case = cases[0]
+    with torch.no_grad():
+        whole = probe(case)[0]
+        drawn = drawn_voxels(probe, case, 200, torch.Generator().manual_seed(3))
+        at_voxels = probe.at_voxels(drawn.features)
+    inside = whole[:, :6, :8, :10].flatten(1).T
+    nearest = torch.cdist(at_voxels.double(), inside.double()).min(1).values
+    assert nearest.max() < 1e-5 and at_voxels.std() > 0.01
+
+
+def test_weights_of_drawn_voxels_estimate_sums_over_the_scan_of_every_label() -> None:
+    labels = torch.zeros(6, 8, 10)
+    labels[0, :2, :2], labels[3:, :, 5:] = 2, 1  # 4 and 120 of 480 voxels
+    case = frozen_case(Blocks(), torch.rand(1, 6, 8, 10), labels)
+    probe = train_probe([case], 3, seed=0, settings=ProbeSettings(steps=1, voxels=8))
+    drawn = drawn_voxels(probe, case, 60_000, torch.Generator().manual_seed(0))
+    for label, amount in enumerate((356, 120, 4)):
+        np.testing.assert_allclose(drawn.weight[drawn.labels == label].sum(), amount, rtol=0.02)
+        assert (drawn.labels == label).float().mean() > 1 / 6 - 0.01  # rare or not
