@@ -3,7 +3,8 @@
 Assumptions:
 - a frozen encoder keeps nothing where no gradient passes through it (every neck but the ViT-Adapter);
 - ViT-Adapter and the U-Net on it keep what autograd was seen to save for EncoderSegmentor (ViT-Ti and ViT-S, patch 8
-  and 16, adapter 96 and 192, 1 to 4 channels): the formula is within 10 % of those six counts;
+  and 16, adapter 96 and 192, 1 and 2 channels; interactions, the blocks between them and the input block are computed
+  again in the backward pass): the formula is within 3 % of those counts;
 - encoders (`encoder_memory`) and other decoders (`decoder_memory`) are counted block by block, in bf16;
 - gradients in flight add a quarter; trained parameters take 16 bytes (weight, gradient, two AdamW moments), frozen
   and teacher ones 6 (fp32 and a bf16 copy); 10 % and 0.5 GB are left to the framework.
@@ -18,28 +19,43 @@ from nnssl.planners.network import NetworkPlan
 
 GB = 1e9
 TRAINED, FROZEN = 16, 6  # bytes per parameter
-WIDTH_BYTES = 18_000  # saved per ViT token and adapter channel: interactions, pyramid, decoder input
-TOKEN_BYTES = 630_000  # saved per ViT token whatever the width: spatial prior, coarse decoder levels
-VOXEL_BYTES, CLASS_BYTES = 800, 22  # saved per voxel of the crop: decoder at full resolution; per class: logits, loss
+WIDTH_BYTES = 3_930  # saved per ViT token and adapter channel: pyramid, decoder input
+TOKEN_BYTES = 479_000  # saved per ViT token whatever the width: spatial prior, coarse decoder levels
+VOXEL_BYTES, CLASS_BYTES = 472, 22  # saved per voxel of the crop: decoder at full resolution; per class: logits, loss
 IN_FLIGHT = 1.25
+INTERACTIONS = 4  # of a ViT-Adapter; one is computed again at a time
+AGAIN_BYTES = 3_500  # of that one per ViT token and adapter channel
 ADAPTER_PARAMETERS, WIDTH_PARAMETERS = 6_400_000, 100  # trained: constant, and per adapter channel squared
 
 
 def finetune_bytes(network: NetworkPlan, crop: Sequence[int], batch: int) -> float:
     """Training of an EncoderSegmentor on crops of these sides (voxels)."""
-    size = encoder_size(network.encoder)
-    kept: float = CLASS_BYTES * network.num_classes
-    if network.keeps_activations:
-        kept += network.passes * size.bytes_per_voxel
+    alive = prod(crop) * (kept_per_voxel(network) + recomputed_per_voxel(network))
     if network.adapter_width is None:
-        kept += decoder_bytes_per_voxel(network)
         trained = decoder_parameters(network)
     else:
-        per_token = WIDTH_BYTES * network.adapter_width + TOKEN_BYTES
-        kept += VOXEL_BYTES + per_token / network.encoder.strides[-1] ** 3
         trained = ADAPTER_PARAMETERS + WIDTH_PARAMETERS * network.adapter_width**2
-    encoder = (FROZEN if network.frozen else TRAINED) * size.parameters
-    return IN_FLIGHT * batch * prod(crop) * kept + encoder + TRAINED * trained
+    encoder = (FROZEN if network.frozen else TRAINED) * encoder_size(network.encoder).parameters
+    return IN_FLIGHT * batch * alive + encoder + TRAINED * trained
+
+
+def kept_per_voxel(network: NetworkPlan) -> float:
+    """Bytes that autograd keeps per voxel of the crop until the backward pass."""
+    kept: float = CLASS_BYTES * network.num_classes
+    if network.adapter_width is not None:
+        per_token = WIDTH_BYTES * network.adapter_width + TOKEN_BYTES
+        return kept + VOXEL_BYTES + per_token / network.encoder.strides[-1] ** 3
+    if network.keeps_activations:
+        kept += network.passes * encoder_size(network.encoder).bytes_per_voxel
+    return kept + decoder_bytes_per_voxel(network)
+
+
+def recomputed_per_voxel(network: NetworkPlan) -> float:
+    """Bytes per voxel of the crop of one interaction of a ViT-Adapter while it is computed again."""
+    if network.adapter_width is None:
+        return 0.0
+    blocks = network.passes * encoder_size(network.encoder).bytes_per_voxel / INTERACTIONS
+    return blocks + AGAIN_BYTES * network.adapter_width / network.encoder.strides[-1] ** 3
 
 
 def usable_bytes(target_gb: float) -> float:

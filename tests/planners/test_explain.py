@@ -36,7 +36,7 @@ def test_reasons_line_up_and_wrap() -> None:
 def test_the_table_says_when_memory_cut_the_crop() -> None:
     spec = encoder_spec("vit_small_16")
     reasons = []
-    for memory in (3, 80):
+    for memory in (2, 80):
         network = choose_network(spec, input_channels=1, num_classes=3)
         plan = plan_finetune(network, LARGE, memory_gb=memory)
         rows = {row.what: row.why for row in finetune_decisions(plan, LARGE, spec)}
