@@ -16,6 +16,7 @@ from nnssl.weights.encoder_file import Weights, read_weights, sha256
 from nnssl.weights.hub import fetch
 from nnssl.weights.identify import Identity, identify
 from nnssl.weights.load import load_weights
+from nnssl.weights.sources import origin_of
 
 
 def load_for_plans(
@@ -39,7 +40,8 @@ def load_for_plans(
         )
     weights = read_weights(path)
     found = _identified(path, weights, plans["nnssl"]["encoder"])
-    file = EncoderFile(path.name, sha256(path), found.encoder, found.native_crop, weights.header, found.options)
+    facts = path.name, sha256(path), found.encoder, found.native_crop, weights.header, found.options
+    file = EncoderFile(*facts, origin=origin_of(weights))
     check_encoder_file(plans, configuration, file, allow_intensity=allow_intensity)
     options = {**found.options, "input_channels": encoder_channels(plans["configurations"][configuration])}
     encoder = build_encoder(found.encoder, native_crop=found.native_crop, intensity=found.intensity, options=options)

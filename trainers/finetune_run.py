@@ -19,7 +19,7 @@ MODES = ("pretrained", "random_frozen", "scratch")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 FOLD_PLANS = "plans.json"  # of one fold; nnU-Net keeps another beside the folds
 # folds of one run may use encoders that left out different cases, and what each file needed to be allowed
-_FOLD_WORDS = ("weights_file", "weights_sha256", "loaded", "allowed")
+_FOLD_WORDS = ("weights_file", "weights_sha256", "weights_origin", "loaded", "allowed")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class EncoderFile:
     native_crop: tuple[int, int, int]  # voxels, X Y Z
     header: EncoderHeader | None  # None: a foreign format
     options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
+    origin: str | None = None  # format of the published file that the weights come from; None: trained with nnssl
     loaded: str | None = None  # tensors of the encoder that the file filled, "175 of 175"
 
 
@@ -83,6 +84,7 @@ def run_plans(
         "tuning": network.tuning,
         "weights_file": file.name if file else None,
         "weights_sha256": file.sha256 if file else None,
+        "weights_origin": file.origin if file else None,
         "loaded": file.loaded if file else None,
         "allowed": list(options.allowed),
         "num_labelled": options.num_labelled,

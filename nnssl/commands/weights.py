@@ -19,7 +19,7 @@ from nnssl.weights.header import EncoderHeader
 from nnssl.weights.hub import fetch, sha256
 from nnssl.weights.identify import identify
 from nnssl.weights.load import SWITCHES, LoadReport, load_weights
-from nnssl.weights.sources import CONVERTED_FROM, UNKNOWN, Source, source_of
+from nnssl.weights.sources import CONVERTED_FROM, UNKNOWN, Source, origin_of, source_of
 from nnssl.weights.unwrap import shown
 
 LINE = 2000  # characters; a file's own words are not printed without end
@@ -167,7 +167,7 @@ def _header(opened: Opened) -> EncoderHeader:
     if opened.weights.header is not None:
         return replace(opened.weights.header, encoder=spec.name, encoder_options=spec.options)
     source = source_of(opened.weights)
-    plan = {CONVERTED_FROM: opened.weights.format_name} | ({"licence": source.licence} if source else {})
+    plan = {CONVERTED_FROM: origin_of(opened.weights) or opened.weights.format_name} | ({"licence": source.licence} if source else {})
     return EncoderHeader(
         spec.name,
         spec.native_crop,
@@ -188,7 +188,8 @@ def _switches(spec: EncoderSpec) -> str:
 def _provenance(weights: Weights) -> str:
     header = weights.header
     if header is None:
-        return "unknown: only files of nnssl say it"
+        origin = weights.facts.origin
+        return f"fine-tuned with nnssl from format {origin}" if origin else "unknown: only files of nnssl say it"
     if CONVERTED_FROM in header.plan:
         return f"converted from a file of format {header.plan[CONVERTED_FROM]} by nnssl {header.package_version}"
     data = header.data

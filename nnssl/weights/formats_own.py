@@ -38,7 +38,8 @@ def read_finetuned(checkpoint: Checkpoint) -> Reading:
         spec = encoder_spec(arguments["encoder"], tuple(crop), intensity=intensity, options=options)
     except (KeyError, TypeError) as error:
         raise ValueError(f"the plans inside this checkpoint of nnssl_train are incomplete ({error})") from error
-    facts = Facts(spec.name, spec.native_crop, spec.options, spec.intensity)
+    origin = (plans["nnssl"].get("run") or {}).get("weights_origin")
+    facts = Facts(spec.name, spec.native_crop, spec.options, spec.intensity, origin)
     return Reading(tensors, facts, [*left_out(others), *notes])
 
 

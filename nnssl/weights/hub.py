@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ HUB_NAME = re.compile(r"([^/]+/[^/]+)/([^@]+?)(?:@([^@]+))?")
 HUB_FORM = "hf://ORG/REPO/FILE@REVISION, optionally followed by #sha256=64 hexadecimal digits"
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without an answer
+REACH = 10  # the same for whether a host is there at all
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,14 @@ def _from_hub(remote: RemoteName) -> Path:
         raise ValueError(f"weights {remote.text!r}: expected {HUB_FORM}")
     repository, file, revision = match.groups()
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
     except ImportError as error:
         raise ValueError(f"fetching {remote.text}: install huggingface_hub (pip install huggingface_hub)") from error
     try:
+        cached = isinstance(try_to_load_from_cache(repository, file, revision=revision), str)
+        if not cached and not constants.HF_HUB_OFFLINE:
+            _check_reachable(constants.ENDPOINT)
         with _quiet("huggingface_hub"):
             return Path(hf_hub_download(repository, file, revision=revision))
     except GatedRepoError as error:
@@ -104,6 +109,14 @@ def _from_hub(remote: RemoteName) -> Path:
         raise _failed(remote, f"no such repository, file or revision, or no access ({_short(error)})") from error
     except (OSError, ValueError) as error:  # offline is a FileNotFoundError of the hub's
         raise _failed(remote, _short(error)) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise an OSError where nothing answers: the hub's own library tries for 40 seconds and more."""
+    try:
+        urllib.request.urlopen(address, timeout=REACH).close()
+    except urllib.error.HTTPError:
+        return  # an answer
 
 
 @contextmanager
@@ -150,4 +163,5 @@ def _failed(remote: RemoteName, reason: str) -> FileNotFoundError:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return textwrap.shorten(text, 200, placeholder=" ...").rstrip(". ")

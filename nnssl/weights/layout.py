@@ -18,12 +18,14 @@ class Facts:
     Attributes:
         options: with `encoder` those that differ from its line of ENCODERS; without, the switches that the layout
             forces because no shape shows them (orders of windows and merges, taps, axes).
+        origin: format of the published file that the weights were fine-tuned from, if from one.
     """
 
     encoder: str | None = None  # a name of ENCODERS
     native_crop: Crop | None = None  # voxels, X Y Z
     options: dict[str, Any] = field(default_factory=dict)
     intensity: IntensityRange | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True)

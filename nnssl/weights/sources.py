@@ -67,8 +67,14 @@ OWN_PAPERS = {"vit": THREEDINO_PAPER, "swin": SMIT_PAPER, "primus": PRIMUS_PAPER
 
 
 def source_of(weights: Weights) -> Source | None:
-    """The source of a file of another package, or of one converted from it; None for those trained with nnssl."""
-    return SOURCES.get(_origin(weights.header) if weights.header is not None else weights.format_name)
+    """The source of a file of another package, converted or fine-tuned or not; None for those trained with nnssl."""
+    return SOURCES.get(origin_of(weights) or "")
+
+
+def origin_of(weights: Weights) -> str | None:
+    """Format of the published file that weights are, were converted from or fine-tuned from; None: trained here."""
+    found = weights.format_name if weights.header is None else _origin(weights.header)
+    return found if found in SOURCES else weights.facts.origin
 
 
 def citation(header: EncoderHeader, family: str) -> str:

@@ -13,6 +13,7 @@ from nnssl.networks.segmentor import EncoderSegmentor
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.identify import identify
 from nnssl.weights.load import load_weights
+from nnssl.weights.sources import SOURCES, source_of
 from tests.rules import normal
 
 INTENSITY = IntensityRange("window", -200.0, 300.0, (0.0, 1.0))
@@ -64,6 +65,14 @@ def test_the_encoder_of_a_fine_tuned_segmentor_gives_its_features(tmp_path: Path
     with torch.inference_mode():
         pairs = zip(encoder(volume).maps, segmentor.encoder(volume).maps, strict=True)
         assert all(torch.allclose(found, expected, atol=1e-5) for found, expected in pairs)
+
+
+def test_the_licence_of_a_published_file_stays_with_what_was_fine_tuned_from_it(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(_segmentor().state_dict(), ARGUMENTS)
+    for origin, source in (("smit", SOURCES["smit"]), (None, None)):
+        checkpoint["init_args"]["plans"]["nnssl"]["run"] = {"weights_origin": origin}
+        torch.save(checkpoint, tmp_path / "checkpoint_final.pth")
+        assert source_of(read_weights(tmp_path / "checkpoint_final.pth")) is source
 
 
 def test_checkpoints_of_the_first_version_are_read(tmp_path: Path) -> None:
