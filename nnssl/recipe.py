@@ -1,5 +1,6 @@
 """The "nnssl" section of a plans file: what fine-tuning and pretraining read from it."""
 
+import math
 from dataclasses import dataclass, replace
 
 LOSSES = ("ce_dice", "bce_dice")
@@ -54,10 +55,15 @@ class Preset:
     spacing_mm: tuple[float, float, float] | None = None  # X Y Z
     ct_window_hu: tuple[float, float] | None = None  # of the segmentation, where it differs from the pretraining's
     mr_percentiles: tuple[float, float] | None = None
+    epoch_is_pass: bool = False  # an epoch shows every training case once; otherwise it is nnU-Net's
 
-    def recipe_for(self, foreground_labels: int) -> FineTuneRecipe:
-        """The recipe for a data set with that many foreground labels or regions."""
-        return self.single_label if foreground_labels == 1 else self.finetune
+    def recipe_for(self, foreground_labels: int, *, training_cases: int, batch_size: int) -> FineTuneRecipe:
+        """The recipe for a data set with that many foreground labels or regions, and cases in a fold's training."""
+        chosen = self.single_label if foreground_labels == 1 else self.finetune
+        if not self.epoch_is_pass:
+            return chosen
+        length = max(1, math.ceil(training_cases / batch_size))
+        return replace(chosen, iterations_per_epoch=length, val_iterations=min(chosen.val_iterations, max(5, length)))
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,7 @@ def _check_word(recipe: object, name: str, known: tuple[str, ...]) -> None:
 _THREEDINO = FineTuneRecipe(foreground_oversampling=0.5, inference_overlap=0.75)
 # Paper: AdamW, cosine from 2e-4, early stopping with a patience that it does not name (50 epochs: five time constants
 # of the EMA). Its code: 1e-4, 50 epochs of warm-up, 10,000 epochs, no early stopping; weight decay is the code's 1e-5
-# because the paper names none. An epoch of the paper is one pass over the cases: --set iterations_per_epoch=14 for its
-# 40 cases at batch 3.
+# because the paper names none.
 _SMIT = FineTuneRecipe(lr=2e-4, weight_decay=1e-5, layer_decay=1.0, epochs=1000, warmup_fraction=0.0, early_stopping=50)
 
 
@@ -140,6 +145,7 @@ def _smit(source: str, recipe: FineTuneRecipe) -> Preset:
         spacing_mm=(1.5, 1.5, 2.0),
         ct_window_hu=(-175.0, 250.0),  # the pretraining's is -500, 500
         mr_percentiles=(5.0, 95.0),  # MR organs; MR lung tumours are clipped to 0, 400
+        epoch_is_pass=True,
     )
 
 

@@ -16,6 +16,7 @@ from nnssl.recipe import FineTuneRecipe, Preset, PretrainRecipe
 FINETUNE_BATCH = (2, 8)  # nnU-Net's smallest; 3DINO's
 PRETRAIN_BATCH = (2, 512)  # two, or KoLeo's nearest neighbour does not exist; 3DINO's
 COVERED_SHARE = 0.05  # nnU-Net: one batch shows at most 5 % of the data set
+FOLDS = 5  # of nnU-Net's cross-validation
 SMALLEST_STEPS = 1_000  # below, warm-up and schedules are too short
 SMALLEST_BUDGET, CELL_OF_BUDGET = 8, 16  # tokens of up to 16 voxels; larger cells: as few as work
 
@@ -106,11 +107,18 @@ def plan_finetune(
         network,
         geometry,
         batch,
-        FineTuneRecipe() if recipe is None else recipe.recipe_for(network.num_classes - 1),
+        _finetune_recipe(recipe, network.num_classes - 1, len(sizes.shapes), batch),
         memory_gb=needed[batch] / 1e9,
         token_budget=full,
         cut_by_memory=budget < full,
     )
+
+
+def _finetune_recipe(recipe: Preset | None, labels: int, cases: int, batch: int) -> FineTuneRecipe:
+    if recipe is None:
+        return FineTuneRecipe()
+    training = math.ceil(cases * (FOLDS - 1) / FOLDS)
+    return recipe.recipe_for(labels, training_cases=training, batch_size=batch)
 
 
 def plan_pretrain(

@@ -56,6 +56,8 @@ def finetune_decisions(
     geometry, chosen = plan.geometry, plan.recipe
     iterations = chosen.epochs * chosen.iterations_per_epoch
     length = f"{chosen.epochs} epochs of {chosen.iterations_per_epoch}"
+    if recipe and recipe.epoch_is_pass:
+        length += " (one pass over the training cases of a fold)"
     memory = f"about {plan.memory_gb:.1f} GB"
     rows = [
         ("spacing [mm]", reasons.numbers(geometry.spacing_mm), reasons.of_spacing(geometry, sizes, spec, recipe)),

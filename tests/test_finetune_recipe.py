@@ -10,7 +10,7 @@ from nnssl.recipe import RECIPES, FineTuneRecipe
 
 def test_3dino_trains_30000_iterations_on_a_frozen_encoder() -> None:
     preset = RECIPES["3dino"]
-    recipe = preset.recipe_for(13)
+    recipe = preset.recipe_for(13, training_cases=1000, batch_size=8)
     assert recipe.epochs * recipe.iterations_per_epoch == 30_000
     assert recipe.warmup_fraction * 30_000 == 3_000
     assert (recipe.lr, recipe.weight_decay, recipe.inference_overlap) == (1e-4, 0.01, 0.75)
@@ -20,12 +20,13 @@ def test_3dino_trains_30000_iterations_on_a_frozen_encoder() -> None:
 @pytest.mark.parametrize(("name", "epochs"), [("smit_many", 1000), ("smit_few", 3000)])
 def test_smit_tunes_everything_with_early_stopping(name: str, epochs: int) -> None:
     preset = RECIPES[name]
-    organs, tumour = preset.recipe_for(15), preset.recipe_for(1)
+    organs, tumour = (preset.recipe_for(labels, training_cases=40, batch_size=3) for labels in (15, 1))
     assert (organs.loss, organs.sampling) == ("ce_dice", "nnunet")
     assert (tumour.loss, tumour.sampling) == ("bce_dice", "tumour_1to1")
     for recipe in (organs, tumour):
         assert (recipe.lr, recipe.epochs, recipe.layer_decay, recipe.inference_overlap) == (2e-4, epochs, 1.0, 0.5)
         assert recipe.early_stopping > 0
+        assert (recipe.iterations_per_epoch, recipe.val_iterations) == (14, 14)  # an epoch is one pass
     assert (preset.decoder, preset.norm, preset.frozen, preset.batch_size) == ("swin_unetr", "batch", False, 3)
     assert (preset.crop, preset.spacing_mm) == ((96, 96, 96), (1.5, 1.5, 2.0))
     assert preset.ct_window_hu == (-175, 250)

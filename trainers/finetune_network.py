@@ -69,7 +69,11 @@ def changed_network(configuration: Mapping[str, Any], assignments: Sequence[str]
     settings = override(network_settings(configuration), assignments)
     tuning = [word for word in assignments if word.partition("=")[0] in TUNING]
     if mode != "pretrained" and tuning:
-        raise ValueError(f"{tuning[0]} goes with -pretrained_weights; {mode} says what of a random encoder is trained")
+        part = "all" if mode == "scratch" else "none"
+        raise ValueError(
+            f"{tuning[0]} goes with -pretrained_weights: the control {mode} trains {part} of a random encoder; leave "
+            "out --frozen, --full, -unfreeze_last and -lora"
+        )
     spec = planned_spec(configuration)
     check_decoder(spec, settings.decoder)
     if settings.unfreeze_last > spec.depth:

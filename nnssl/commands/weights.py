@@ -90,7 +90,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         "format": opened.weights.format_name,
         "encoder": f"{spec.name} ({spec.family}), channels {_list(spec.channels)} at strides {_list(spec.strides)}",
         "options": json.dumps(spec.options) if spec.options else "none",
-        "switches": _switches(spec),
+        "switches": _switches(spec) or "none",
         "input": f"{spec.input_channels} channel(s), {crop} voxels",
         "intensity": f"{spec.intensity} -> [{low:g}, {high:g}]",
         "spacing": f"{_times(header.spacing_mm)} mm" if header.spacing_mm else "any: trained without resampling",
@@ -167,7 +167,9 @@ def _header(opened: Opened) -> EncoderHeader:
     if opened.weights.header is not None:
         return replace(opened.weights.header, encoder=spec.name, encoder_options=spec.options)
     source = source_of(opened.weights)
-    plan = {CONVERTED_FROM: origin_of(opened.weights) or opened.weights.format_name} | ({"licence": source.licence} if source else {})
+    plan = {CONVERTED_FROM: origin_of(opened.weights) or opened.weights.format_name} | (
+        {"licence": source.licence} if source else {}
+    )
     return EncoderHeader(
         spec.name,
         spec.native_crop,

@@ -56,6 +56,7 @@ def test_what_a_recipe_decides_names_the_recipe() -> None:
         assert "recipe" in reasons[what][1], what
     assert reasons["loss, sampling"][0] == "bce_dice, tumour_1to1"  # one foreground label
     assert reasons["batch"][0] == "3"
+    assert reasons["iterations"][0] == "11,000"  # 1000 passes over 32 of the 40 cases, 3 at a time
 
 
 def test_the_table_says_for_which_views_memory_was_counted() -> None:
