@@ -36,8 +36,8 @@ def load_for_plans(
     path = fetch(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"-pretrained_weights {path}: no such file; give the encoder.safetensors of nnssl_pretrain or a published file "
-            "(nnssl_weights inspect FILE says whether it is read)"
+            f"-pretrained_weights {path}: no such file; give the encoder.safetensors of nnssl_pretrain or a published "
+            "file (nnssl_weights inspect FILE says whether it is read)"
         )
     weights = read_weights(path)
     found = _identified(path, weights, plans["nnssl"]["encoder"])
