@@ -12,16 +12,19 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+import torch
 
-from nnssl.commands import plan_and_preprocess, pretrain
+from nnssl.commands import plan_and_preprocess, pretrain, weights
 from nnssl.config import to_dict
 from nnssl.data.stamp import write_stamp
 from nnssl.encoders import ENCODERS
-from nnssl.encoders.base import IntensityRange
+from nnssl.encoders.base import Encoder, IntensityRange
 from nnssl.pretext import TASKS
 from nnssl.recipe import PretrainRecipe
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.header import seen_cases
+from nnssl.weights.identify import identify
+from nnssl.weights.load import load_weights
 
 PLANS = "nnsslPlans_vit_tiny_8"
 TINY = ["steps=4", "save_every=2", "batch_size=2", "prototypes=32", "hidden=16", "bottleneck=8", "local_views=2"]
@@ -352,3 +355,32 @@ def test_real_scans_go_from_raw_folder_to_encoder(
     assert sorted(splits[1]["train"] + splits[1]["val"]) == cases
     assert len(seen_cases(header.data, name, splits[1]["train"])) == len(splits[1]["train"])
     assert seen_cases(header.data, name, splits[1]["val"]) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_task_pretrains_comes_back_from_an_nnunet_checkpoint_with_the_same_features(
+    root: Path, task: str
+) -> None:
+    small = [word for word in TINY if word.partition("=")[0] in settings_of(task)]
+    words = ["901", "-t", task, "-e", "vit_tiny_8", "-device", "cpu", "-run", "whole_way"]
+    assert pretrain.main([*words, "--set", *small, "steps=2"]) == 0
+    file = root / "results" / "pretrained" / "whole_way" / "encoder.safetensors"
+    assert weights.main(["export", str(file), "--format", "nnunet", "-o", str(root / "out.pth")]) == 0
+    first, back = (built_from(path) for path in (file, root / "out.pth"))
+    volume = torch.rand(1, 1, 16, 24, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        pairs = zip(first(volume).maps, back(volume).maps, strict=True)
+        assert all(torch.allclose(one, other, rtol=0, atol=1e-6) for one, other in pairs)
+    assert first.state_dict().keys() == back.state_dict().keys()
+
+
+def settings_of(task: str) -> set[str]:
+    return {entry.name for kind in (PretrainRecipe, TASKS[task].Config) for entry in dataclasses.fields(kind)}
+
+
+def built_from(path: Path) -> Encoder:
+    found = read_weights(path)
+    encoder = identify(found).build().eval()
+    report = load_weights(encoder, found)
+    assert not report.missing and not report.unexpected
+    return encoder
