@@ -71,7 +71,8 @@ def plans_name(modality: str, encoder: str) -> str:
 def prepare(arguments: argparse.Namespace) -> None:
     """Plan with the command, then store both configurations at the one spacing of the experiment."""
     from nnssl.data.intake import open_dataset
-    from nnssl.data.preprocessing import NnsslPreprocessor, copy_labels
+    from nnssl.data.preprocess_run import Request, copy_labels, run_cases
+    from nnssl.data.preprocessing import NnsslPlansManager, NnsslPreprocessor
     from nnssl.paths import dataset_name, load_json, preprocessed_folder, save_json
 
     for modality in arguments.modalities:
@@ -87,13 +88,14 @@ def prepare(arguments: argparse.Namespace) -> None:
             for number in numbers:
                 folder = preprocessed_folder() / dataset_name(number)
                 plans = load_json(folder / f"{name}.json")
-                plans["configurations"]["pretrain"]["spacing"] = list(chosen.spacing_mm)
+                one_resolution = {"spacing": list(chosen.spacing_mm), "stored_limit": None}
+                plans["configurations"]["pretrain"] |= one_resolution
                 save_json(plans, folder / f"{name}.json")
-                if int(number) in chosen.learn:
-                    NnsslPreprocessor().run(folder.name, "pretrain", name, 2)
-                if int(number) == chosen.probe:
-                    copy_labels(open_dataset(number))
-                    NnsslPreprocessor().run(folder.name, "3d_fullres", name, 2)
+                raw, roles = open_dataset(number), {"pretrain": chosen.learn, "3d_fullres": (chosen.probe,)}
+                copy_labels(raw)
+                wanted = Request(tuple(role for role, sets in roles.items() if int(number) in sets), 2)
+                if failures := run_cases(NnsslPreprocessor().store_case, raw, NnsslPlansManager(plans), wanted):
+                    raise SystemExit(f"{raw.name}: {failures}")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Checks of single scans: does the file decode, is it a finite 3D volume, do image and label lie on the same voxels."""
 
 import gzip
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,11 @@ import SimpleITK
 from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 20  # a multiple of every voxel size
+FORMATS = {
+    **dict.fromkeys((".nii", ".nii.gz"), "NiftiImageIO"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NrrdImageIO"),
+    **dict.fromkeys((".mha", ".mhd"), "MetaImageIO"),
+}  # file ending -> its reader in ITK, which goes by the content
 TOLERANCE_VOXELS = 0.5  # corners of two grids may differ by this much of the smallest voxel side
 
 
@@ -25,16 +31,7 @@ def read_scan(path: Path) -> SimpleITK.Image:
         FileNotFoundError: no such file.
         ValueError: not an image, truncated, corrupt, or not 3D; one line that names the file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; add it or remove the case")
-    check_bytes(path)
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")
-        reason = "its voxels are incomplete" if "No such file" in reason else reason  # ITK's word for a truncated .mha
-        raise ValueError(f"{path}: cannot be read as an image: {reason}; copy it again or remove the case") from error
+    image = read_image(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         size = "x".join(str(side) for side in image.GetSize())
         raise ValueError(
@@ -44,14 +41,39 @@ def read_scan(path: Path) -> SimpleITK.Image:
     return image
 
 
+def read_image(path: Path) -> SimpleITK.Image:
+    """Read an image of any dimension, decoded completely; errors as of `read_scan`, except for the dimension."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; add it or remove the case")
+    check_bytes(path)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    found = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path))
+    if found and found not in {FORMATS.get("".join(path.suffixes[-count:]), found) for count in (1, 2)}:
+        raise ValueError(f"{path}: cannot be read as an image: its content is {found}'s; give it the right ending")
+    try:
+        return SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = itk_reason(error)
+        raise ValueError(f"{path}: cannot be read as an image: {reason}; copy it again or remove the case") from error
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """The last line of an error of ITK, which says what happened."""
+    reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")
+    return "its voxels are incomplete" if "No such file" in reason else reason  # ITK's word for a truncated .mha
+
+
 def check_bytes(path: Path) -> None:
     """Check that a file holds all bytes its header promises, a right checksum (.gz) and finite voxels (NIfTI).
 
     ITK fills a truncated NIfTI with garbage and turns NaN and Inf of a NIfTI into 0, both without a word, hence this.
 
     Raises:
-        ValueError: truncated, corrupt, or voxels that are not finite; one line that names the file.
+        ValueError: empty, truncated, corrupt, a header without size or spacing, or voxels that are not finite; one line
+            that names the file.
     """
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: empty file; copy it again or remove the case")
     try:
         if path.name.endswith((".nii", ".nii.gz")):
             _check_nifti(path)
@@ -77,7 +99,7 @@ def image_problems(paths: Sequence[Path]) -> tuple[list[str], SimpleITK.Image | 
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        problems += _voxel_problems(path, SimpleITK.GetArrayViewFromImage(image))
+        problems += voxel_problems(path, SimpleITK.GetArrayViewFromImage(image))
         if reference is None:
             reference, first = image, path
         else:
@@ -139,6 +161,17 @@ def label_values(array: np.ndarray) -> list[int]:
     return [int(value) + low for value in np.flatnonzero(counts)]
 
 
+def voxel_problems(path: Path, array: np.ndarray) -> list[str]:
+    """What makes a decoded volume useless: voxels that are not finite, or all the same; [] for a good one."""
+    low, high = array.min(), array.max()
+    if not np.isfinite([low, high]).all():
+        count = int(array.size - np.count_nonzero(np.isfinite(array)))
+        return [_not_finite(path, count)]
+    if low == high:
+        return [f"{path}: constant image, every voxel is {float(low):g}; export the scan again or remove the case"]
+    return []
+
+
 def geometry_difference(first: SimpleITK.Image, second: SimpleITK.Image) -> str | None:
     """How the voxel grids of two volumes differ, with both values; None where they agree within half a voxel."""
     if first.GetSize() != second.GetSize():
@@ -185,12 +218,15 @@ def _and_update(result: Any, bar: Any) -> Any:
 
 
 def _check_nifti(path: Path) -> None:
-    header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
-    kind, offset = header.get_data_dtype(), int(header.get_data_offset())
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it says what it repairs; here that is refused
+    image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    header, kind, offset = image.header, image.header.get_data_dtype(), int(image.dataobj.offset)
     expected = offset + int(np.prod(header.get_data_shape())) * kind.itemsize
     bad = 0
     with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as stream:
-        size = len(stream.read(offset))
+        start = stream.read(offset)
+        _check_header(path, header, start)
+        size = len(start)
         while chunk := stream.read(CHUNK_BYTES):  # to the end, where gzip keeps its checksum
             size += len(chunk)
             if kind.kind == "f":
@@ -202,18 +238,19 @@ def _check_nifti(path: Path) -> None:
         raise ValueError(_not_finite(path, bad))
 
 
+def _check_header(path: Path, header: Any, start: bytes) -> None:
+    """Sizes and spacings as stored: readers take 0, negative and NaN ones for 1."""
+    stored = type(header)(start[: header.sizeof_hdr], endianness=header.endianness, check=False)
+    sides = [int(side) for side in stored["dim"][1 : 1 + max(1, int(stored["dim"][0]))]]
+    if min(sides) < 1:
+        raise ValueError(f"{path}: header says {'x'.join(map(str, sides))} voxels; export the scan again")
+    spacing = stored["pixdim"][1 : 1 + min(3, len(sides))]
+    if not (np.isfinite(spacing).all() and (spacing != 0).all()):
+        raise ValueError(f"{path}: header says spacing {_text(spacing)} mm; export the scan again or correct it")
+
+
 def _not_finite(path: Path, count: int) -> str:
     return f"{path}: {count} NaN or Inf voxels; every voxel must be finite, replace them or remove the case"
-
-
-def _voxel_problems(path: Path, array: np.ndarray) -> list[str]:
-    low, high = array.min(), array.max()
-    if not np.isfinite([low, high]).all():
-        count = int(array.size - np.count_nonzero(np.isfinite(array)))
-        return [_not_finite(path, count)]
-    if low == high:
-        return [f"{path}: constant image, every voxel is {float(low):g}; export the scan again or remove the case"]
-    return []
 
 
 def _corners(image: SimpleITK.Image) -> np.ndarray:

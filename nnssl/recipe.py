@@ -1,7 +1,9 @@
 """The "nnssl" section of a plans file: what fine-tuning and pretraining read from it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 LOSSES = ("ce_dice", "bce_dice")
 SAMPLINGS = ("nnunet", "tumour_1to1")
@@ -93,13 +95,54 @@ class PretrainRecipe:
     collapse_rank: float = 1.05  # "effective_rank" below this; needs 4 volumes in a batch
     collapse_entropy: float = 0.001  # "teacher_entropy" closer than this to 0 or 1
     save_every: int = 500  # steps between checkpoints
+    milestone_every: int = 12_500  # steps between checkpoints that stay (the paper's second stage starts at 112,500)
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check_positive(self, ("steps", "batch_size", "base_lr", "layer_decay", "save_every"))
         _check_not_negative(self, ("clip_norm", "collapse_steps", "collapse_std", "collapse_rank", "collapse_entropy"))
+        _check_not_negative(self, ("milestone_every",))
         _check_fraction(self, ("warmup_fraction", "freeze_last_layer"))
         _check_word(self, "lr_rule", ("sqrt", "constant"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a pretraining as a paper did it; schedules are shares of the steps and shrink with them."""
+
+    source: str
+    recipe: Mapping[str, Any]  # fields of PretrainRecipe, whatever plan and task say
+    min_side: int  # voxels; images with a smaller side are left out
+    continues: bool = False  # starts from an earlier run
+
+
+STAGES: dict[str, Stage] = {
+    "standard": Stage(
+        source="3DINO (Methods): 96/48 crops, batch 512, 125,000 steps",
+        recipe={
+            "global_crop": (96, 96, 96),
+            "local_crop": (48, 48, 48),
+            "steps": 125_000,
+            "batch_size": 512,
+            "base_lr": 2e-3,
+            "lr_rule": "sqrt",
+        },
+        min_side=25,
+    ),
+    "high_res": Stage(
+        source="3DINO (Methods): high-resolution adaptation, 112/64 crops, batch 256, 12,500 steps",
+        recipe={
+            "global_crop": (112, 112, 112),
+            "local_crop": (64, 64, 64),
+            "steps": 12_500,
+            "batch_size": 256,
+            "base_lr": 1e-3,
+            "lr_rule": "sqrt",
+        },
+        min_side=49,
+        continues=True,
+    ),
+}
 
 
 def _check_positive(recipe: object, names: tuple[str, ...]) -> None:

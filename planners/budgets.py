@@ -1,16 +1,17 @@
 """Crop, batch and length of training that fit a memory target: for fine-tuning and for pretraining."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import ScanSizes, token_count
 from nnssl.planners.crops import FinetuneCrop, PretrainCrop, Spacing, finetune_crop, pretrain_crop
-from nnssl.planners.memory import finetune_bytes, usable_bytes
+from nnssl.planners.memory import finetune_bytes, target_for, usable_bytes
 from nnssl.planners.native_crops import Wanted, native_pretrain_crop, smallest_cells, wanted_crop
 from nnssl.planners.network import NetworkPlan
 from nnssl.planners.pretrain_memory import pretrain_bytes
+from nnssl.planners.storage import stored_limit, threedino_views
 from nnssl.recipe import FineTuneRecipe, Preset, PretrainRecipe
 
 FINETUNE_BATCH = (2, 8)  # nnU-Net's smallest; 3DINO's
@@ -148,6 +149,16 @@ def plan_pretrain(
     return PretrainPlan(geometry, recipe, datasets, images, memory, full, budget < full, length)
 
 
+def with_stored_views(plan: PretrainPlan, sides: Sequence[int] | None) -> PretrainPlan:
+    """The plan with storage for cubic global and local views of other sides; None, or no limit: unchanged."""
+    limit = plan.geometry.limit
+    if sides is None or limit is None:
+        return plan
+    first, second = ((side, side, side) for side in sides)
+    wider = stored_limit(threedino_views(first, second), limit.depth_axis)
+    return replace(plan, geometry=replace(plan.geometry, limit=wider))
+
+
 def wanted_by(spec: EncoderSpec, spacing_mm: Spacing | None, recipe: Preset | None) -> Wanted | None:
     """Spacing and crop that the command line, the recipe or the encoder asks for; None: the token rule decides."""
     crop = (recipe.crop if recipe else None) or spec.native_crop
@@ -198,5 +209,5 @@ def _check_fits(batch: int, needed: float, memory_gb: float, what: str) -> None:
     if not batch:
         raise ValueError(
             f"planning {what}: -gpu_memory_target {memory_gb:g} GB is too little, the smallest crop at batch 2 needs "
-            f"about {(needed + 0.5e9) / 0.9e9:.1f} GB; raise the target or take a smaller encoder (-e vit_tiny_16)"
+            f"about {target_for(needed):.1f} GB; raise the target or take a smaller encoder (-e vit_tiny_16)"
         )

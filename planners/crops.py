@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nnssl.data.stored_shape import StoredLimit
 from nnssl.geometry import ScanSizes, Triple, centres_inside, padding_share, token_count, triple, whole_tokens
+from nnssl.planners.storage import coarse_axis, stored_limit, threedino_views
 
 Spacing = tuple[float, float, float]
 
@@ -25,7 +27,6 @@ SPACING_RULES = (
     "recipe",  # what a paper's fine-tuning used
     "small",  # between the encoder's or recipe's and nnU-Net's, because the median scan is too small at the former
 )
-STORED_SIDES = 2.0  # stored sides of the median scan, in global crops: a global crop takes half of the depth or more
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,16 @@ class FinetuneCrop:
 
 @dataclass(frozen=True)
 class PretrainCrop:
-    """Storage spacing and view sizes of pretraining."""
+    """Storage and view sizes of pretraining."""
 
-    spacing_mm: Spacing  # of the stored volumes
-    coarsened: Spacing  # ours / nnU-Net's spacing, per axis
+    spacing_mm: Spacing  # of the stored volumes, unless the limit makes them coarser
+    coarsened: Spacing  # the median scan's as stored / nnU-Net's spacing, per axis
     median_shape: tuple[float, float, float]  # stored voxels
     global_crop: Triple
     local_crop: Triple
     patch: int
     rule: str = "tokens"  # "encoder": stored at the encoder's spacing, views are crops that are not resized
+    limit: StoredLimit | None = None  # most voxels that are stored; None where views are not resized
 
     @property
     def global_tokens(self) -> int:
@@ -102,23 +104,19 @@ def pretrain_crop(sizes: ScanSizes, patch: int, token_budget: int) -> PretrainCr
 
     The global view has the proportions of the median scan (a random crop takes a share of every axis and is resized),
     and never more tokens per axis than the median scan holds at the refined spacing. The local view has half its
-    sides. Volumes are stored at nnU-Net's spacing, or coarser where the median scan would exceed two global crops: a
-    random crop takes at least half of the depth and 0.69 of the sides, so finer voxels would be averaged away.
+    sides. Volumes are stored at nnU-Net's spacing, each with no more voxels than any crop of 3DINO's policy can show
+    (`storage.stored_limit`): finer voxels would be averaged away.
     """
     base = nnunet_spacing(sizes)
     limit = np.maximum(whole_tokens(sizes.median_shape(refined_spacing(sizes, base, patch)), patch), 1)
     extent = sizes.median_extent_mm()
     grid = np.array(grow_grid(limit, 1 / extent, token_budget))
     local = np.maximum((grid + 1) // 2, np.minimum(grid, 2))
-    spacing = np.maximum(base, extent / (STORED_SIDES * grid * patch))
-    return PretrainCrop(
-        floats(spacing),
-        floats(spacing / base),
-        floats(sizes.median_shape(spacing)),
-        sides(grid, patch),
-        sides(local, patch),
-        patch,
-    )
+    views = sides(grid, patch), sides(local, patch)
+    limit = stored_limit(threedino_views(*views), coarse_axis(floats(base)))
+    median = sizes.median_shape(base)
+    stored = np.array(limit.shape(median.tolist()), dtype=float)
+    return PretrainCrop(floats(base), floats(median / stored), floats(stored), *views, patch, limit=limit)
 
 
 def nnunet_spacing(sizes: ScanSizes) -> NDArray[np.float64]:

@@ -21,7 +21,15 @@ from nnssl.planners.budgets import FinetunePlan, PretrainPlan, plan_finetune, pl
 from nnssl.planners.explain import Decision, finetune_decisions, network_decisions, pretrain_decisions, shared_decisions
 from nnssl.planners.intensity import IntensityChoice
 from nnssl.planners.network import NetworkPlan, choose_network
-from nnssl.planners.plans_file import TRANSPOSE, Planned, Resampling, intensity_scheme, plans_content, resampling
+from nnssl.planners.plans_file import (
+    TRANSPOSE,
+    Planned,
+    Resampling,
+    export_resampling,
+    intensity_scheme,
+    plans_content,
+    resampling,
+)
 from nnssl.recipe import RECIPES, Preset
 
 DEFAULT_ENCODER = "vit_small_16"
@@ -124,7 +132,7 @@ class EncoderPlanner(ExperimentPlanner):
 
     def determine_segmentation_softmax_export_fn(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The same for probabilities."""
-        return resampling()[:2]
+        return export_resampling()
 
     def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
         """One scheme for all channels, by the encoder's intensity range."""

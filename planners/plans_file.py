@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
 from nnssl.config import to_dict
 from nnssl.data.fingerprint import Fingerprint
 from nnssl.data.preprocessing import PERCENTILE_SCHEME
+from nnssl.data.stored_shape import DEPTH_KEY, DTYPE_KEY, LIMIT_KEY, SMOOTH_KEY
 from nnssl.encoders.base import EncoderSpec, IntensityRange
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan
 from nnssl.planners.crops import Spacing
@@ -19,7 +21,9 @@ from nnssl.transforms.stored_intensity import as_channel_properties
 
 NETWORK = "nnssl.networks.segmentor.EncoderSegmentor"
 TRANSPOSE = [2, 1, 0]  # arrays are read as Z Y X; plans, crops and networks speak X Y Z
-RESAMPLING = {"force_separate_z": False, "memefficient_seg_resampling": False}  # linear: never leaves [0, 1]
+LINEAR = {"force_separate_z": False, "memefficient_seg_resampling": False}
+CUBIC = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False}
+STORED_DTYPE = "float16"  # of pretrain; nnU-Net's loader would take integers as raw values
 Resampling = tuple[Callable[..., Any], dict[str, Any], Callable[..., Any], dict[str, Any]]
 
 
@@ -40,9 +44,24 @@ class Planned:
 
 
 def resampling() -> Resampling:
-    """nnU-Net's torch resampling, linear: nothing overshoots, and many classes stay fast. For images, label maps."""
-    data, seg = {"is_seg": False, **RESAMPLING}, {"is_seg": True, **RESAMPLING}
-    return resample_torch_fornnunet, data, resample_torch_fornnunet, seg
+    """nnU-Net's cubic resampling for images and its linear torch resampling for label maps.
+
+    Names that stock nnU-Net knows, so that its own prediction sees the same images; `nnssl.data.resampling` computes
+    them many times faster.
+    """
+    return resample_data_or_seg_to_shape, dict(CUBIC), resample_torch_fornnunet, {"is_seg": True, **LINEAR}
+
+
+def export_resampling() -> tuple[Callable[..., Any], dict[str, Any]]:
+    """nnU-Net's torch resampling for probabilities, linear: many classes stay fast."""
+    return resample_torch_fornnunet, {"is_seg": False, **LINEAR}
+
+
+def storage(pretrain: PretrainPlan) -> dict[str, Any]:
+    """What only `pretrain` has: half precision, and where views are resized a limit, smoothed towards it."""
+    limit = pretrain.geometry.limit
+    keys: dict[str, Any] = {DTYPE_KEY: STORED_DTYPE, SMOOTH_KEY: True}
+    return keys if limit is None else keys | {LIMIT_KEY: list(limit.voxels), DEPTH_KEY: limit.depth_axis}
 
 
 def intensity_scheme(spec: EncoderSpec) -> str:
@@ -59,7 +78,8 @@ def plans_content(planned: Planned) -> dict[str, Any]:
         )
         | {"batch_size": finetune.batch_size, "patch_size": list(finetune.geometry.crop)},
         "pretrain": _configuration(planned, "pretrain", pretrain.geometry.spacing_mm, pretrain.geometry.median_shape)
-        | {"batch_size": pretrain.recipe.batch_size, "patch_size": list(pretrain.geometry.global_crop)},
+        | {"batch_size": pretrain.recipe.batch_size, "patch_size": list(pretrain.geometry.global_crop)}
+        | storage(pretrain),
     }
     return _stock_keys(planned) | {"configurations": configurations, "nnssl": _own_section(planned)}
 
@@ -87,6 +107,7 @@ def _stock_keys(planned: Planned) -> dict[str, Any]:
 def _configuration(planned: Planned, name: str, spacing_mm: Spacing, median_shape: tuple[float, ...]) -> dict[str, Any]:
     """The stock keys of a configuration without batch and crop."""
     data, data_words, seg, seg_words = resampling()
+    export, export_words = export_resampling()
     network, spec = planned.finetune.network, planned.spec
     return {
         "data_identifier": f"{planned.plans_name}_{name}",
@@ -99,8 +120,8 @@ def _configuration(planned: Planned, name: str, spacing_mm: Spacing, median_shap
         "resampling_fn_seg": seg.__name__,
         "resampling_fn_data_kwargs": data_words,
         "resampling_fn_seg_kwargs": seg_words,
-        "resampling_fn_probabilities": data.__name__,
-        "resampling_fn_probabilities_kwargs": dict(data_words),
+        "resampling_fn_probabilities": export.__name__,
+        "resampling_fn_probabilities_kwargs": export_words,
         "batch_dice": False,
         "architecture": {
             "network_class_name": NETWORK,

@@ -83,9 +83,9 @@ def of_storage(plan: PretrainPlan) -> str:
         return "the encoder's spacing: views are crops that are not resized"
     if plan.geometry.rule == "small":
         return f"by 3d_fullres's rule, because at the encoder's spacing {TOO_SMALL}; views are not resized"
-    if max(plan.geometry.coarsened) > 1.001:
-        return "coarser than nnU-Net's, so that the median scan is at most two global crops wide"
-    return "nnU-Net's rule over the union"
+    limit = plan.geometry.limit
+    most = "" if limit is None else f"; each scan at most {by(limit.voxels)} voxels, what 3DINO's smallest crops show"
+    return f"nnU-Net's rule over the union{most}; float16"
 
 
 def of_global_crop(plan: PretrainPlan, spec: EncoderSpec) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from torch import Tensor
 from tqdm import tqdm
 
 from nnssl.losses.health import HEALTH
@@ -19,14 +20,16 @@ LOGGED_STEPS = 10_000  # longer runs log every second, third ... step
 SHOWN = 4  # numbers in the progress line: the loss and its first parts
 COSTS = ("lr", "weight_decay", "seconds", "seconds_data", "samples_per_s")
 
+SaveEncoder = Callable[[int, dict[str, Tensor]], None]
+
 
 class RunLog(Watcher):
-    """Writes the records of a run into its folder; `save_encoder(steps_done)` is called at each save.
+    """Writes the records of a run into its folder; `save_encoder(steps_done, task_state)` is called at each save.
 
     A continued run drops the records after its checkpoint and repeats those steps.
     """
 
-    def __init__(self, folder: Path, recipe: PretrainRecipe, save_encoder: Callable[[int], None]) -> None:
+    def __init__(self, folder: Path, recipe: PretrainRecipe, save_encoder: SaveEncoder) -> None:
         self.folder, self.steps, self.save_encoder = folder, recipe.steps, save_encoder
         self.limits = limits(recipe)
         self.every = -(-recipe.steps // LOGGED_STEPS)
@@ -36,7 +39,7 @@ class RunLog(Watcher):
         from torch.utils.tensorboard import SummaryWriter  # costs seconds: not for --help
 
         _keep_before(self.folder / LOG, first_step)
-        self.log: TextIO = (self.folder / LOG).open("a", encoding="utf-8")
+        self.log: TextIO = (self.folder / LOG).open("a", encoding="utf-8", buffering=1)  # kill -9 loses no line
         self.board = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=first_step)
         quiet = 0.2 if sys.stderr.isatty() else 10.0  # seconds between progress lines
         self.bar = tqdm(total=self.steps, initial=first_step, unit="step", mininterval=quiet, dynamic_ncols=True)
@@ -53,10 +56,9 @@ class RunLog(Watcher):
             for name, value in values.items():
                 self.board.add_scalar(_group(name) + name, value, step)
 
-    def saved(self, steps_done: int) -> None:
+    def saved(self, steps_done: int, state: dict[str, Tensor]) -> None:
         """Write the encoder and redraw the curves."""
-        self.save_encoder(steps_done)
-        self.log.flush()
+        self.save_encoder(steps_done, state)
         self.board.flush()
         records = read_log(self.folder / LOG)
         losses = [name for name in records[-1] if name not in ("step", *COSTS) and "/" not in name] if records else []

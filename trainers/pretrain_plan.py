@@ -1,15 +1,18 @@
 """What pretraining reads from the plans of one or several data sets: recipe, geometry, stored cases."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nnssl.config import flattened, from_dict
+from nnssl.data.exclusion import held_out_cases
+from nnssl.data.mixing import check_weights
 from nnssl.data.stamp import check_stamp
 from nnssl.data.volumes import StoredFolder, stored_cases
 from nnssl.encoders.base import IntensityRange
-from nnssl.paths import dataset_id, load_json, plans_in, preprocessed_folder
+from nnssl.paths import dataset_id, dataset_name, load_json, plans_in, preprocessed_folder
 from nnssl.recipe import RECIPES, PretrainRecipe
 from nnssl.trainers.splits import SPLITS_FILE, cases_of_fold, splits_for
 
@@ -31,6 +34,7 @@ class PretrainPlan:
     axes: str
     recipe: PretrainRecipe
     encoder_options: dict[str, Any] = field(default_factory=dict)  # what differs from the line of ENCODERS
+    weights: dict[str, float] = field(default_factory=dict)  # of the data sets; empty: every image counts alike
 
     @property
     def coarse_axis(self) -> int:
@@ -63,32 +67,68 @@ def read_plan(datasets: Sequence[str], plans_name: str) -> PretrainPlan:
     )
 
 
-def folders_of(plan: PretrainPlan, fold: int | None) -> list[StoredFolder]:
-    """Stored cases of each data set; with a fold, without the cases that validate there.
+def weighted(plan: PretrainPlan, assignments: Sequence[str]) -> PretrainPlan:
+    """The plan with weights of its data sets, given as DATASET=WEIGHT; none: every image counts alike.
+
+    Raises:
+        ValueError: no number, or not one weight above 0 for each data set of the plan.
+    """
+    weights = {}
+    for assignment in assignments:
+        dataset, _, text = assignment.rpartition("=")
+        try:
+            weight = float(text) if dataset else math.nan
+        except ValueError:
+            weight = math.nan
+        if math.isnan(weight):
+            raise ValueError(f"-weights {assignment}: expected DATASET=NUMBER, for example 4=1 202=3")
+        weights[dataset_name(dataset)] = weight
+    if weights:
+        check_weights(weights, plan.datasets)
+    return replace(plan, weights=weights)
+
+
+def folders_of(plan: PretrainPlan, fold: int | None, exclusions: Sequence[str] = ()) -> list[StoredFolder]:
+    """Stored cases of each data set, without those that the exclusions name; with a fold, without its validation cases.
 
     Data sets without labels have no folds: all of their cases are used.
 
+    Args:
+        exclusions: lines of `read_exclusions`.
+
     Raises:
         FileNotFoundError: a data set has no stored volumes of this plan.
-        ValueError: the volumes are incomplete or of another plan, the fold does not exist, or no case is left.
+        ValueError: the volumes are incomplete or of another plan, the fold does not exist, an exclusion names no case,
+            or no case is left.
     """
-    folders = []
-    for dataset in plan.datasets:
-        plans = _read(dataset, plan.name, plan.datasets)
-        configurations = plans["configurations"]
-        folder = preprocessed_folder() / dataset / configurations[CONFIGURATION]["data_identifier"]
-        cases = stored_cases(folder)
-        if not cases:
-            raise FileNotFoundError(
-                f"pretraining on {dataset}: no stored volumes in {folder}; "
-                f"run nnssl_plan_and_preprocess {_planner_words(plan.datasets, plan.encoder)} -c {CONFIGURATION}"
-            )
-        check_stamp(folder.parent, plans, CONFIGURATION)
-        held_out = set() if fold is None else _validation_cases(dataset, configurations, fold)
-        folders.append(StoredFolder(dataset, folder, [case for case in cases if case not in held_out]))
-    if not any(folder.cases for folder in folders):
-        raise ValueError(f"-f {fold}: no case is left to pretrain on; add a data set or leave out -f")
-    return folders
+    folders = [_stored_folder(plan, dataset) for dataset in plan.datasets]
+    held_out = held_out_cases(exclusions, {folder.dataset: folder.cases for folder in folders})
+    if fold is not None:
+        for dataset in plan.datasets:
+            configurations = _read(dataset, plan.name, plan.datasets)["configurations"]
+            held_out[dataset] |= _validation_cases(dataset, configurations, fold)
+    kept = [
+        folder._replace(cases=[case for case in folder.cases if case not in held_out[folder.dataset]])
+        for folder in folders
+    ]
+    if not any(folder.cases for folder in kept):
+        left_out = [f"-f {fold}"] * (fold is not None) + ["-exclude"] * bool(exclusions)
+        raise ValueError(f"{' and '.join(left_out)}: no case is left to pretrain on; add a data set or leave it out")
+    return kept
+
+
+def _stored_folder(plan: PretrainPlan, dataset: str) -> StoredFolder:
+    """All stored cases of one data set, checked against the plan."""
+    plans = _read(dataset, plan.name, plan.datasets)
+    folder = preprocessed_folder() / dataset / plans["configurations"][CONFIGURATION]["data_identifier"]
+    cases = stored_cases(folder)
+    if not cases:
+        raise FileNotFoundError(
+            f"pretraining on {dataset}: no stored volumes in {folder}; "
+            f"run nnssl_plan_and_preprocess {_planner_words(plan.datasets, plan.encoder)} -c {CONFIGURATION}"
+        )
+    check_stamp(folder.parent, plans, CONFIGURATION)
+    return StoredFolder(dataset, folder, cases)
 
 
 def _validation_cases(dataset: str, configurations: dict[str, Any], fold: int) -> set[str]:

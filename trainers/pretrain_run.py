@@ -1,10 +1,13 @@
 """The folder of a pretraining run: its settings, its encoder file, and the rules for continuing it."""
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from nnssl import __version__
 from nnssl.config import from_dict, to_dict
@@ -13,6 +16,7 @@ from nnssl.encoders.base import EncoderSpec
 from nnssl.paths import dataset_id, load_json, pretrained_folder, save_json
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
+from nnssl.trainers.checkpoints import has_checkpoint
 from nnssl.trainers.pretrain_plan import PretrainPlan
 from nnssl.trainers.pretraining import CHECKPOINT, check_same_settings
 from nnssl.weights.encoder_file import save_encoder
@@ -30,6 +34,8 @@ class RunSettings:
     recipe: PretrainRecipe  # of the plan, with the task's changes and --set applied
     fold: int | None = None  # whose validation cases were left out
     min_side: int = 0  # voxels
+    stage: str | None = None  # name in STAGES
+    start: str | None = None  # the earlier run from whose weights this one starts
 
     @property
     def encoder(self) -> EncoderSpec:
@@ -42,7 +48,11 @@ class RunSettings:
     def default_name(self) -> str:
         """`threedino_vit_small_16_004_202`, with the fold where one was left out."""
         datasets = "_".join(f"{dataset_id(dataset):03d}" for dataset in self.plan.datasets)
-        return f"{self.task}_{self.plan.encoder}_{datasets}" + ("" if self.fold is None else f"_fold{self.fold}")
+        return (
+            f"{self.task}_{self.plan.encoder}_{datasets}"
+            + ("" if self.fold is None else f"_fold{self.fold}")
+            + (f"_{self.stage}" if self.stage else "")
+        )
 
     def as_json(self, task: PretextTask) -> dict[str, Any]:
         """Plain values without case names and paths, the task's own settings among them."""
@@ -52,7 +62,9 @@ class RunSettings:
 
 
 def run_folder(name: str, resume: bool) -> Path:
-    """`$nnUNet_results/pretrained/NAME`, checked: a new run has no checkpoint there, a continued one has.
+    """`$nnUNet_results/pretrained/NAME`, checked: a new run has no files there, a continued one has.
+
+    A run that was cut before its first checkpoint is continued from the start.
 
     Raises:
         ValueError: bad name, or the run exists.
@@ -61,15 +73,20 @@ def run_folder(name: str, resume: bool) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"-run {name!r}: use letters, digits, '.', '_' and '-'")
     folder = pretrained_folder() / name
-    exists = (folder / CHECKPOINT).is_file() or (folder / ENCODER_FILE).is_file()
+    exists = has_checkpoint(folder) or (folder / ENCODER_FILE).is_file()
     if exists and not resume:
         raise ValueError(f"run {name!r} exists in {folder}; --c continues it, -run NAME starts another")
-    if resume and not exists:
+    if resume and not exists and not (folder / CONFIG_FILE).is_file():
         known = sorted(path.parent.name for path in pretrained_folder().glob(f"*/{CHECKPOINT}"))
         raise FileNotFoundError(
             f"--c: run {name!r} has no {CHECKPOINT} in {folder}; runs here: {', '.join(known) or 'none'}"
         )
     return folder
+
+
+def is_begun(name: str) -> bool:
+    """Whether a run of that name has been started, with or without a checkpoint."""
+    return (pretrained_folder() / name / CONFIG_FILE).is_file()
 
 
 def record_run(folder: Path, settings: dict[str, Any], *, cases: Sequence[tuple[str, str]], resume: bool) -> DataRecord:
@@ -99,14 +116,18 @@ def record_run(folder: Path, settings: dict[str, Any], *, cases: Sequence[tuple[
 
 
 class EncoderWriter:
-    """Writes the encoder of a task with a header that says how it was trained."""
+    """Writes the encoder of a task with a header that says how it was trained; made before parameters are shared."""
 
     def __init__(self, folder: Path, task: PretextTask, settings: RunSettings, *, record: DataRecord) -> None:
-        self.path, self.task, self.settings, self.record = folder / ENCODER_FILE, task, settings, record
+        self.path, self.settings, self.record = folder / ENCODER_FILE, settings, record
+        self.encoder, self.task_config = copy.deepcopy(task.result()), to_dict(task.config)
+        self.prefix = next(name for name, module in task.named_modules() if module is task.result()) + "."
 
-    def __call__(self, steps_done: int) -> None:
-        """Write encoder.safetensors after `steps_done` steps."""
-        encoder, plan = self.task.result(), self.settings.plan
+    def __call__(self, steps_done: int, task_state: dict[str, Tensor]) -> None:
+        """Write encoder.safetensors as it was after `steps_done` steps."""
+        encoder, plan = self.encoder, self.settings.plan
+        own = {name: tensor for name, tensor in task_state.items() if name.startswith(self.prefix)}
+        encoder.load_state_dict({name.removeprefix(self.prefix): tensor for name, tensor in own.items()})
         header = EncoderHeader(
             encoder=plan.encoder,
             native_crop=encoder.spec.native_crop,
@@ -121,7 +142,9 @@ class EncoderWriter:
                 "name": plan.name,
                 "datasets": list(plan.datasets),
                 "recipe": to_dict(self.settings.recipe),
-                "task": to_dict(self.task.config),
+                "task": self.task_config,
+                "stage": self.settings.stage,
+                "start": self.settings.start,
             },
             data=self.record,
         )

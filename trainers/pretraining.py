@@ -1,34 +1,35 @@
-"""The pretraining loop: one straight pass over the steps, for every pretext task."""
+"""The pretraining loop: one straight pass over the steps, for every pretext task, on any number of processes."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnssl.config import to_dict
-from nnssl.data.seeds import derived_seed, generator_at
-from nnssl.layers.joint_batch import joint_batch
-from nnssl.losses.processes import rank, world
+from nnssl.losses.processes import rank
 from nnssl.networks.precision import has_fast_bf16
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
-from nnssl.trainers.checkpoints import load_checkpoint, save_checkpoint
+from nnssl.trainers import checkpoints
 from nnssl.trainers.collapse import CollapseWatch
-from nnssl.trainers.optimiser import Rates, build_optimiser, rates_at, set_rates
+from nnssl.trainers.learning import Batch, Learner, not_finite
+from nnssl.trainers.optimiser import Rates, rates_at
+from nnssl.trainers.processes import check_divisible, told_by_first
+from nnssl.trainers.saving import Saver
+from nnssl.trainers.signals import StopRequest
 
-CHECKPOINT = "checkpoint_latest.pt"
-_AUGMENT, _NETWORK = 2, 3  # what a derived seed is for; the data stream uses 0 and 1
+CHECKPOINT = checkpoints.LATEST
+FREE_TO_CHANGE = ("save_every", "milestone_every")  # in a continued run
 
-Batch = dict[str, Tensor]
 BatchesFrom = Callable[[int], Iterator[Batch]]
 
 
 class Watcher:
-    """Told about every step and every save; the default watches nothing."""
+    """Told about every step and every save, in the first process; the default watches nothing."""
 
     def started(self, first_step: int) -> None:
         """Training begins at `first_step` (above 0 in a continued run)."""
@@ -36,80 +37,65 @@ class Watcher:
     def stepped(self, step: int, values: dict[str, float]) -> None:
         """Step `step` is done; `values` are its losses, rates, gradient norms and seconds."""
 
-    def saved(self, steps_done: int) -> None:
-        """A checkpoint was written after `steps_done` steps; the task holds the same weights."""
+    def saved(self, steps_done: int, state: dict[str, Tensor]) -> None:
+        """A checkpoint was written; `state` is the task's then, on the CPU. Called in the thread that wrote it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run computes, what it writes, and who watches."""
+    """Where and how a run computes, what it writes, and who watches."""
 
     folder: Path  # checkpoint_latest.pt is written here
     device: torch.device
     autocast: torch.dtype | None = None  # None: float32
     resume: bool = False
     watcher: Watcher = field(default_factory=Watcher)
+    parallel: str = "ddp"  # or "fsdp"; matters with several processes
+    accumulate: int = 1  # micro-batches per step and process; terms that couple a batch see one of them
 
 
-def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe, run: Run) -> None:
+def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe, run: Run) -> int:
     """Train `task` for `recipe.steps` steps and save it every `recipe.save_every` steps and at the end.
 
-    A save that falls into steps that look collapsed is left out, so that the checkpoint stays the last good state.
-    Same seed, same run: a continued run repeats an uninterrupted one bit for bit on one CPU.
+    Nothing is saved while a run looks collapsed. A continued run repeats an uninterrupted one bit for bit on one
+    machine. After SIGTERM or SIGUSR1 the step is finished and saved.
 
     Args:
-        batches: batches(k) gives the stream of collated `task.prepare` outputs from step k on.
+        batches: batches(k) gives this process's shares of the collated `task.prepare` outputs from step k on.
+
+    Returns:
+        Steps done; fewer than `recipe.steps` where the run was asked to stop.
 
     Raises:
-        ValueError: loss or gradient is not finite or the run has collapsed (the last good checkpoint stays), or the
-            checkpoint has other settings.
-        OSError: the disk is full.
+        ValueError: loss or gradient is not finite, the run has collapsed, or the checkpoint has other settings.
     """
+    check_divisible(recipe.batch_size, run.accumulate)
     task.to(run.device).train()
-    optimiser = build_optimiser(task.trained_parts(), recipe)
-    first = _resume(task, optimiser, recipe, run.folder) if run.resume else 0
-    run.watcher.started(first)
-    if first >= recipe.steps:
-        return
-    watch, checkpoint = CollapseWatch(recipe), run.folder / CHECKPOINT
-    stream = batches(first)
-    for step in range(first, recipe.steps):
-        begun = time.perf_counter()
-        batch = _move(next(stream), run.device)
-        loaded = time.perf_counter()
-        rates = rates_at(step, recipe)
-        set_rates(optimiser, rates)
-        values = _learn(task, optimiser, batch, step=step, recipe=recipe, run=run)
-        run.watcher.stepped(step, values | _costs(rates, recipe, begun, loaded))
-        if collapse := watch.see(step, values):
-            raise _stopped(step, collapse, checkpoint, "--set collapse_steps=0 trains on regardless")
-        last = step + 1 == recipe.steps
-        if last or ((step + 1) % recipe.save_every == 0 and not watch.suspicious):
-            _save(task, optimiser, recipe, checkpoint, step + 1)
-            run.watcher.saved(step + 1)
-
-
-def _learn(
-    task: PretextTask, optimiser: torch.optim.Optimizer, batch: Batch, *, step: int, recipe: PretrainRecipe, run: Run
-) -> dict[str, float]:
-    """One step of optimiser, teacher and centres; returns losses, health numbers and gradient norms."""
-    parts, samples = task.trained_parts(), len(next(iter(batch.values())))
-    task.begin_step(step, recipe.steps)
-    batch = task.augment(batch, generator_at(recipe.seed, _AUGMENT, step, device=run.device))
-    torch.manual_seed(derived_seed(recipe.seed, _NETWORK, step))  # stochastic depth: alike in all processes
-    autocast = torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None)
-    with autocast, joint_batch(samples, rank=rank(), processes=world()):
-        losses = task(batch)
-    optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    values = _numbers(losses, clip_gradients(parts, recipe.clip_norm))
-    wrong = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        reason = f"{', '.join(wrong[:3])}, expected finite numbers"
-        raise _stopped(step, reason, run.folder / CHECKPOINT, "a clip_norm of 1 to 3 (--set clip_norm=...) also helps")
-    optimiser.step()
-    task.after_step(step, recipe.steps)
-    return values
+    state = _resume(task, recipe, run.folder) if run.resume else {}
+    learner = Learner(task, recipe, autocast=run.autocast, parallel=run.parallel, accumulate=run.accumulate)
+    if state:
+        learner.load_optimiser(state.pop("optimiser"))
+    first, watch = state.get("steps_done", 0), CollapseWatch(recipe)
+    with StopRequest() as stop, Saver() as saver:
+        run.watcher.started(first)
+        stream = batches(first) if first < recipe.steps else iter(())
+        for step in range(first, recipe.steps):
+            begun = time.perf_counter()
+            batch = _move(next(stream), run.device)
+            loaded = time.perf_counter()
+            rates = rates_at(step, recipe)
+            values = learner.learn(step, batch, rates)
+            if problem := not_finite(values) or watch.see(step, values):
+                saver.finish()
+                raise _stopped(step, problem, run.folder)
+            run.watcher.stepped(step, values | _costs(rates, recipe, begun, loaded))
+            saver.check()
+            stopping, done = stop.made(run.device), step + 1
+            if done == recipe.steps or ((stopping or done % recipe.save_every == 0) and not watch.suspicious):
+                _save(learner, saver, run, done)
+            if stopping:
+                return done
+    return recipe.steps
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -117,25 +103,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if has_fast_bf16(device.type) else None
 
 
-def clip_gradients(parts: dict[str, nn.Module], clip_norm: float) -> dict[str, Tensor]:
-    """Scale the gradients of each part to a norm of at most `clip_norm` (0: any); returns the norms before."""
-    return {
-        name: torch.nn.utils.clip_grad_norm_(
-            [p for p in part.parameters() if p.grad is not None], clip_norm or math.inf
-        )
-        for name, part in parts.items()
-    }
-
-
 def _move(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _numbers(losses: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, float]:
-    """All scalars in one copy from the device, so that a GPU is waited for once per step."""
-    scalars = losses | {f"gradient/{name}": norm for name, norm in norms.items()}
-    stacked = torch.stack([value.detach().float().reshape(()) for value in scalars.values()])
-    return dict(zip(scalars, stacked.tolist(), strict=True))
 
 
 def _costs(rates: Rates, recipe: PretrainRecipe, begun: float, loaded: float) -> dict[str, float]:
@@ -149,40 +118,58 @@ def _costs(rates: Rates, recipe: PretrainRecipe, begun: float, loaded: float) ->
     }
 
 
-def _stopped(step: int, reason: str, checkpoint: Path, remedy: str) -> ValueError:
+def _stopped(step: int, reason: str, folder: Path) -> ValueError:
     kept = "no checkpoint was written yet"
-    if checkpoint.is_file():
-        steps_done = load_checkpoint(checkpoint)["steps_done"]
-        kept = f"{checkpoint.name} holds the last good state, after {steps_done} steps"
+    if checkpoints.has_checkpoint(folder):
+        path, state = checkpoints.load_latest(folder)
+        kept = f"{path.name} holds the last good state, after {state['steps_done']} steps"
     return ValueError(
-        f"pretraining stopped at step {step}: {reason}; {kept}; "
-        f"start a new run with a lower base_lr (--set base_lr=...); {remedy}"
+        f"pretraining stopped at step {step}: {reason}; {kept}; start a new run with a lower base_lr or a clip_norm of "
+        "1 to 3 (--set base_lr=... clip_norm=...); --set collapse_steps=0 overlooks a collapse"
     )
 
 
-def _save(
-    task: PretextTask, optimiser: torch.optim.Optimizer, recipe: PretrainRecipe, path: Path, steps_done: int
-) -> None:
-    state = {"steps_done": steps_done, "task": task.state_dict(), "optimiser": optimiser.state_dict()}
-    save_checkpoint(path, state | {"recipe": to_dict(recipe), "config": to_dict(task.config)})
+def _save(learner: Learner, saver: Saver, run: Run, steps_done: int) -> None:
+    """Copy the state of all processes; the first one writes it in a thread."""
+    task, recipe = learner.task, learner.recipe
+    state = {"steps_done": steps_done, **learner.state(), "recipe": to_dict(recipe), "config": to_dict(task.config)}
+    if rank() == 0:
+        milestone = bool(recipe.milestone_every) and steps_done % recipe.milestone_every == 0
+
+        def write() -> None:
+            checkpoints.save_latest(run.folder, state, milestone=milestone)
+            run.watcher.saved(steps_done, state["task"])
+
+        saver.start(write)
 
 
-def _resume(task: PretextTask, optimiser: torch.optim.Optimizer, recipe: PretrainRecipe, folder: Path) -> int:
-    """Load the state of a run and return the number of steps it has done."""
-    path = folder / CHECKPOINT
-    state = load_checkpoint(path)
+def _resume(task: PretextTask, recipe: PretrainRecipe, folder: Path) -> dict[str, Any]:
+    """Load the task's state and return the rest; empty where the run was cut before its first checkpoint."""
+    path, state = _agreed_checkpoint(folder)
+    if not state:
+        return state
     check_same_settings(state["recipe"] | state["config"], to_dict(recipe) | to_dict(task.config))
     try:
-        task.load_state_dict(state["task"])
-        optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, ValueError) as error:
+        task.load_state_dict(state.pop("task"))
+    except RuntimeError as error:
         raise ValueError(f"continuing from {path}: it belongs to another task or encoder; {error}") from error
-    return int(state["steps_done"])
+    return state
+
+
+def _agreed_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that the first process finds whole, read by all."""
+    if rank() > 0:
+        name = told_by_first("")
+        return folder / name, checkpoints.load_checkpoint(folder / name) if name else {}
+    checkpoints.remove_leftovers(folder)
+    path, state = checkpoints.load_latest(folder) if checkpoints.has_checkpoint(folder) else (folder, {})
+    told_by_first(path.name if state else "")
+    return path, state
 
 
 def check_same_settings(saved: dict[str, object], now: dict[str, object]) -> None:
     """A continued run keeps its settings, all but how often it saves; otherwise it would not be the same run."""
-    changed = [name for name in saved | now if saved.get(name) != now.get(name) and name != "save_every"]
+    changed = [name for name in saved | now if saved.get(name) != now.get(name) and name not in FREE_TO_CHANGE]
     if changed:
         named = ", ".join(f"{name}={saved.get(name)} became {now.get(name)}" for name in changed)
         raise ValueError(f"continuing a run with other settings: {named}; give the earlier values or a new -run NAME")

@@ -5,15 +5,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnssl.commands.command_line import parser, run
+from nnssl.commands.command_line import add_device, device, parser, run
 from nnssl.data.fingerprint import fingerprint
 from nnssl.data.intake import RawDataset, open_dataset
 from nnssl.data.parallel import default_processes
-from nnssl.data.preprocessing import NnsslPreprocessor, copy_labels
+from nnssl.data.preprocess_run import Request, copy_labels, run_cases
+from nnssl.data.preprocessing import NnsslPlansManager, NnsslPreprocessor
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec, IntensityRange
 from nnssl.networks import DECODERS
-from nnssl.paths import preprocessed_folder
+from nnssl.paths import load_json, preprocessed_folder
+from nnssl.planners.budgets import with_stored_views
 from nnssl.planners.encoder_planner import (
     DEFAULT_ENCODER,
     RECIPE_ENCODERS,
@@ -23,9 +25,11 @@ from nnssl.planners.encoder_planner import (
     default_plans_name,
     plan_together,
 )
+from nnssl.planners.estimate import estimates, keep_estimate
 from nnssl.planners.explain import decision_table
 from nnssl.planners.intensity import IntensityChoice, choose_intensity
 from nnssl.planners.network import choose_decoder
+from nnssl.planners.plan_page import write_plan_page
 from nnssl.recipe import RECIPES
 from nnssl.weights.encoder_file import read_weights
 from nnssl.weights.identify import identify
@@ -112,8 +116,27 @@ def _add_running_words(words: argparse.ArgumentParser) -> None:
         help="[OPTIONAL] what to preprocess: "
         "3d_fullres pretrain; default both, only pretrain for data sets without labels. Both are always planned",
     )
-    add("-np", type=int, metavar="N", help="[OPTIONAL] processes; default at most 2, for memory")
+    cores = "[OPTIONAL] processes; default one per core. Fewer cases are in work at once where memory is short"
+    add("-np", type=int, metavar="N", help=cores)
+    add("-num_parts", type=int, default=1, metavar="N", help="[OPTIONAL] preprocess every N-th case only (array jobs)")
+    add("-part_id", type=int, default=0, metavar="I", help="[OPTIONAL] which of the -num_parts, from 0")
+    cluster = "[OPTIONAL] run on the workers of this Dask scheduler (package distributed), which share the folders"
+    add("-scheduler", metavar="ADDRESS", help=f"{cluster}: tcp://host:8786")
+    add("--fail_fast", action="store_true", help="[OPTIONAL] stop at the first case that fails")
+    add(
+        "-stored_views",
+        nargs=2,
+        type=int,
+        metavar=("GLOBAL", "LOCAL"),
+        help="[OPTIONAL] store for 3DINO's cubic views of these sides, in voxels (second stage: 112 64); default: the "
+        "planned crops",
+    )
     add("--no_pp", action="store_true", help="[OPTIONAL] check and plan only")
+    told = (
+        "[OPTIONAL] check and plan only, measure a few cases and training steps on -device, and say what the plan takes"
+    )
+    add("--estimate", action="store_true", help=f"{told} here: hours, disk, memory")
+    add_device(words)
     add("--clean", action="store_true", help="[OPTIONAL] check the scans again although no file has changed")
     add("--verify_dataset_integrity", action="store_true", help="[OPTIONAL] accepted; every scan is always checked")
 
@@ -121,8 +144,7 @@ def _add_running_words(words: argparse.ArgumentParser) -> None:
 def plan_and_preprocess(arguments: argparse.Namespace) -> int:
     """Returns 0, or 1 if some cases could not be used; they are listed at the end."""
     processes = default_processes() if arguments.np is None else arguments.np
-    if processes < 1:
-        raise ValueError(f"-np {processes}: give 1 or more processes")
+    _check_running_words(arguments, processes)
     raws = list({raw.name: raw for raw in map(open_dataset, arguments.d)}.values())
     channel_names = [name for raw in raws for name in raw.dataset_json["channel_names"].values()]
     spec, intensity = choose_encoder(arguments, channel_names)
@@ -131,10 +153,12 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> int:
         check_plans_name(_plans_name(arguments, spec), raw.name)
     problems: list[str] = []
     for raw in raws:
-        found = fingerprint(raw, processes=processes, clean=arguments.clean)
+        found = fingerprint(raw, processes=processes, clean=arguments.clean, scheduler=arguments.scheduler)
         problems += [line for lines in found.bad_cases.values() for line in lines]
-    _plan(arguments, raws, spec, intensity)
-    if not arguments.no_pp:
+    planners = _plan(arguments, raws, spec, intensity)
+    if arguments.estimate:
+        _print_estimates(planners, str(device(arguments)), processes)
+    elif not arguments.no_pp and not (problems and arguments.fail_fast):
         problems += _preprocess(arguments, raws, spec, processes)
     if problems:
         print(f"\n{len(problems)} problem(s); these cases were left out:")
@@ -184,7 +208,9 @@ def read_intensity(text: str, preset: IntensityRange) -> IntensityRange:
     return replace(preset, kind=kind, low=float(match.group(1)), high=float(match.group(2)))
 
 
-def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, intensity: IntensityChoice) -> None:
+def _plan(
+    arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, intensity: IntensityChoice
+) -> list[EncoderPlanner]:
     spacing = arguments.overwrite_target_spacing
     planners = [
         EncoderPlanner(
@@ -197,24 +223,51 @@ def _plan(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSp
         )
         for raw in raws
     ]
-    together = plan_together(planners)
+    together = with_stored_views(plan_together(planners), arguments.stored_views)
     for planner in planners:
         planner.intensity, planner.trained = intensity, bool(arguments.pretrained_weights)
         planner.pretrain_plan = together
         planner.plan_experiment()
         print(decision_table(f"\n{planner.raw.name}, encoder {spec.name}", planner.decisions))
         print(f"plans: {preprocessed_folder() / planner.raw.name / planner.plans_identifier}.json")
+        print(f"in words and pictures: {write_plan_page(planner)}")
+    return planners
+
+
+def _print_estimates(planners: list[EncoderPlanner], device_name: str, processes: int) -> None:
+    """Measure, print, and add what was measured to plans and pages."""
+    for planner, rows in zip(planners, estimates(planners, device_name, processes), strict=True):
+        print(decision_table(f"\n{planner.raw.name}, what the plan takes on this machine", rows), flush=True)
+        keep_estimate(planner, rows)
+        write_plan_page(planner, rows)
 
 
 def _preprocess(arguments: argparse.Namespace, raws: list[RawDataset], spec: EncoderSpec, processes: int) -> list[str]:
     """Problems, one line each."""
-    problems = []
+    problems: list[str] = []
+    part = (arguments.part_id, arguments.num_parts)
     for raw in raws:
         copy_labels(raw)
-        for configuration in arguments.c or (CONFIGURATIONS if raw.labelled else ("pretrain",)):
-            failures = NnsslPreprocessor().run(raw.name, configuration, _plans_name(arguments, spec), processes)
-            problems += [f"{raw.name} {configuration} case {case}: {text}" for case, text in failures.items()]
+        configurations = tuple(arguments.c or (CONFIGURATIONS if raw.labelled else CONFIGURATIONS[1:]))
+        request = Request(configurations, processes, part, arguments.scheduler, arguments.fail_fast)
+        plans = load_json(preprocessed_folder() / raw.name / f"{_plans_name(arguments, spec)}.json")
+        failures = run_cases(NnsslPreprocessor().store_case, raw, NnsslPlansManager(plans), request)
+        problems += [f"{raw.name} case {case}: {text}" for case, text in failures.items()]
+        if problems and arguments.fail_fast:
+            break
     return problems
+
+
+def _check_running_words(arguments: argparse.Namespace, processes: int) -> None:
+    if processes < 1:
+        raise ValueError(f"-np {processes}: give 1 or more processes")
+    if not 0 <= arguments.part_id < arguments.num_parts:
+        raise ValueError(
+            f"-part_id {arguments.part_id} of -num_parts {arguments.num_parts}: parts are numbered from 0 to N - 1; "
+            "an array job gives its own number"
+        )
+    if arguments.stored_views and min(arguments.stored_views) < 1:
+        raise ValueError(f"-stored_views {arguments.stored_views}: give two sides above 0 in voxels, such as 112 64")
 
 
 def _wishes(arguments: argparse.Namespace) -> Wishes:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
 from nnssl.config import from_dict, to_dict
+from nnssl.data.case_memory import bytes_to_read
+from nnssl.data.cropping import crop_to_nonzero
 from nnssl.data.intake import RawDataset, files_key
-from nnssl.data.parallel import map_cases
+from nnssl.data.parallel import Terms, map_cases
 from nnssl.dataset_conversion.raw_dataset import Case, check_case
 from nnssl.geometry import ScanSizes
 from nnssl.paths import load_json, preprocessed_folder, save_json
@@ -65,10 +66,13 @@ class _Facts(NamedTuple):
     file_axes: tuple[int, ...]  # axis of the file that runs along X, Y, Z
 
 
-def fingerprint(dataset: RawDataset, *, processes: int, clean: bool = False) -> Fingerprint:
+def fingerprint(
+    dataset: RawDataset, *, processes: int, clean: bool = False, scheduler: str | None = None
+) -> Fingerprint:
     """The stored fingerprint if the raw files have not changed since, else a new one.
 
-    Every case is checked on the way; bad ones are left out and listed in `bad_cases`.
+    Every case is checked on the way; bad ones are left out and listed in `bad_cases`. `scheduler` is the address of a
+    Dask cluster that does the work instead of processes here.
 
     Raises:
         ValueError: no case is usable; the first problem is quoted.
@@ -78,7 +82,7 @@ def fingerprint(dataset: RawDataset, *, processes: int, clean: bool = False) -> 
         stored = load_json(path)
         if (stored.get("version"), stored.get("files_key")) == (VERSION, files_key(dataset)):
             return from_dict(Fingerprint, stored)
-    fresh, stock = _extract(dataset, processes)
+    fresh, stock = _extract(dataset, processes, scheduler)
     save_json(to_dict(fresh), path)
     stock_path = path.parent / "dataset_fingerprint.json"
     if clean or not stock_path.is_file() or load_json(stock_path).get("written_by") == WRITER:
@@ -114,10 +118,12 @@ def analyse_case(case: Case, dataset_json: dict[str, Any]) -> _Facts | list[str]
     )
 
 
-def _extract(dataset: RawDataset, processes: int) -> tuple[Fingerprint, dict[str, Any]]:
+def _extract(dataset: RawDataset, processes: int, scheduler: str | None) -> tuple[Fingerprint, dict[str, Any]]:
     """Our fingerprint, and nnU-Net's in the axes of the files."""
     jobs = {case.identifier: (case, dataset.dataset_json) for case in dataset.cases}
-    outcomes = map_cases(analyse_case, jobs, processes=processes, title=f"fingerprint {dataset.name}")
+    cases = {case.identifier: case for case in dataset.cases}
+    terms = Terms(lambda key: bytes_to_read(cases[key]), scheduler=scheduler)
+    outcomes = map_cases(analyse_case, jobs, processes=processes, title=f"fingerprint {dataset.name}", terms=terms)
     bad = {key: [f"{dataset.name} case {key}: {text}"] for key, text in outcomes.failures.items()}
     bad |= {key: found for key, found in outcomes.results.items() if isinstance(found, list)}
     facts = [outcomes.results[key] for key in jobs if key not in bad]

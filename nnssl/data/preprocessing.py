@@ -1,10 +1,10 @@
-"""Raw scans to stored volumes in [0, 1]: nnU-Net's preprocessing with our intensity rule, labels optional.
+"""Raw scans to stored volumes in [0, 1]: nnU-Net's steps with our intensity rule, labels optional, one scan at a time.
 
 `NnsslPlansManager` and `NnsslConfigurationManager` make nnU-Net's predictor use it: their instances unpickle in worker
 processes by importing this module, where a class found by name in nnunetv2's folders would be missing.
 """
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,24 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from numpy.typing import NDArray
 
 from nnssl.config import from_dict
-from nnssl.data.fingerprint import load_fingerprint
-from nnssl.data.intake import RawDataset, open_dataset
-from nnssl.data.parallel import map_cases
-from nnssl.data.stamp import remove_stamp, write_stamp
+from nnssl.data.case_store import StoredCase, write_case
+from nnssl.data.cropping import crop_to_nonzero
+from nnssl.data.intake import open_dataset
+from nnssl.data.preprocess_run import Request, Target, run_cases
+from nnssl.data.resampling import CUBIC, resample_image, resample_labels
+from nnssl.data.stored_shape import DTYPE_KEY, SMOOTH_KEY, stored_shape
 from nnssl.dataset_conversion.raw_dataset import Case
 from nnssl.encoders.base import IntensityRange
 from nnssl.paths import load_json, preprocessed_folder
 from nnssl.transforms.stored_intensity import as_channel_properties, channel_bounds, to_stored
 
 PERCENTILE_SCHEME = "PercentileNormalization"
+_CUBIC = ("resample_data_or_seg_to_shape", {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False})
+_VOTE = (
+    "resample_torch_fornnunet",
+    {"is_seg": True, "force_separate_z": False, "memefficient_seg_resampling": False},
+)
+Volume = NDArray[Any]
 
 
 class NnsslConfigurationManager(ConfigurationManager):
@@ -48,10 +56,21 @@ class NnsslPlansManager(PlansManager):
         return NnsslConfigurationManager(self._internal_resolve_configuration_inheritance(configuration_name))
 
 
+class Scan(NamedTuple):
+    """One case in the axes of the plan, cropped to nonzero and scaled, before it is resampled."""
+
+    images: NDArray[np.float32]  # (C, X, Y, Z)
+    labels: Volume  # (1, X, Y, Z); without a label map 0 inside the body and -1 outside
+    spacing_mm: list[float]
+    properties: dict[str, Any]  # nnU-Net's
+    labelled: bool
+
+
 class NnsslPreprocessor(DefaultPreprocessor):
     """DefaultPreprocessor with per-image percentiles of the whole image, taken before the crop to nonzero.
 
-    Plans with stock intensity schemes give exactly what DefaultPreprocessor gives. The label map may be None.
+    Plans with stock intensity schemes give what DefaultPreprocessor gives (images to rounding, many times faster). The
+    label map may be None.
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -65,19 +84,91 @@ class NnsslPreprocessor(DefaultPreprocessor):
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
         dataset_json: dict[str, Any] | str,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int8], dict[str, Any]]:
-        """As nnU-Net's, which see; the percentile bounds travel in the plans' channel properties."""
-        if PERCENTILE_SCHEME in configuration_manager.normalization_schemes:
-            intensity = from_dict(IntensityRange, plans_manager.plans["nnssl"]["intensity"])
-            bounds = as_channel_properties(channel_bounds(data, intensity.low, intensity.high))
-            plans_manager = type(plans_manager)(
-                plans_manager.plans | {"foreground_intensity_properties_per_channel": bounds}
-            )
-        data, seg, properties = super().run_case_npy(
-            data, seg, properties, plans_manager, configuration_manager, dataset_json
-        )
-        properties.setdefault("class_locations", {})
-        return data, seg, properties
+    ) -> tuple[NDArray[np.float32], NDArray[np.int16], dict[str, Any]]:
+        """As nnU-Net's, which see; its inputs stay as they are."""
+        labels = None if seg is None else seg.copy()
+        scan = self.prepare(data.astype(np.float32), labels, properties, plans_manager, configuration_manager)
+        properties.update(scan.properties)
+        stored = self.resample(scan, plans_manager, configuration_manager, dataset_json)
+        properties.update(stored.properties)
+        return stored.images, stored.labels, properties
+
+    def prepare(
+        self,
+        images: NDArray[np.float32],
+        labels: Volume | None,
+        properties: dict[str, Any],
+        plans: PlansManager,
+        configuration: ConfigurationManager,
+    ) -> Scan:
+        """Turn the axes, find the percentiles, crop to nonzero, scale to [0, 1]; the inputs may be overwritten."""
+        if labels is not None and images.shape[1:] != labels.shape[1:]:
+            raise ValueError(f"image of {images.shape[1:]} voxels and label map of {labels.shape[1:]}: they must agree")
+        axes = plans.transpose_forward
+        order = [0, *(axis + 1 for axis in axes)]
+        images, labels = images.transpose(order), None if labels is None else labels.transpose(order)
+        ranges = plans.foreground_intensity_properties_per_channel
+        if PERCENTILE_SCHEME in configuration.normalization_schemes:
+            intensity = from_dict(IntensityRange, plans.plans["nnssl"]["intensity"])
+            ranges = as_channel_properties(channel_bounds(images, intensity.low, intensity.high))
+        cropped, marked, box = crop_to_nonzero(images, labels)
+        found = {
+            "shape_before_cropping": images.shape[1:],
+            "bbox_used_for_cropping": box,
+            "shape_after_cropping_and_before_resampling": cropped.shape[1:],
+        }
+        scaled = self._normalize(cropped, marked, configuration, ranges)
+        spacing_mm = [float(properties["spacing"][axis]) for axis in axes]
+        return Scan(scaled, marked, spacing_mm, {**properties, **found}, labels is not None)
+
+    def resample(
+        self,
+        scan: Scan,
+        plans: PlansManager,
+        configuration: ConfigurationManager,
+        dataset_json: dict[str, Any] | str,
+    ) -> StoredCase:
+        """What one configuration stores of a scan."""
+        settings = configuration.configuration
+        shape = stored_shape(scan.images.shape[1:], scan.spacing_mm, settings)
+        images = _resampled_images(scan, shape, configuration)
+        labels = _resampled_labels(scan, shape, configuration)
+        properties = {**scan.properties, "class_locations": {}}
+        if scan.labelled:
+            words = load_json(Path(dataset_json)) if isinstance(dataset_json, str) else dataset_json
+            manager = plans.get_label_manager(words)
+            wanted = manager.foreground_regions if manager.has_regions else list(manager.foreground_labels)
+            if manager.has_ignore_label:
+                wanted = [*wanted, [-1, *manager.all_labels]]
+            properties["class_locations"] = self._sample_foreground_locations(labels, wanted)
+        return StoredCase(images.astype(settings.get(DTYPE_KEY, "float32"), copy=False), labels, properties)
+
+    def store_case(
+        self, case: Case, targets: Sequence[Target], plans: NnsslPlansManager, dataset_json: dict[str, Any]
+    ) -> None:
+        """Read one case and store it for every target; it is decoded and scaled once."""
+        reader = plans.image_reader_writer_class()
+        images, properties = reader.read_images([str(path) for path in case.images])
+        labels = None if case.label is None else reader.read_seg(str(case.label))[0]
+        first = plans.get_configuration(targets[0].configuration)
+        scan = self.prepare(images, labels, properties, plans, first)
+        del images, labels
+        for target in targets:
+            configuration = plans.get_configuration(target.configuration)
+            stored = self.resample(scan, plans, configuration, dataset_json)
+            write_case(target.folder, case.identifier, stored, crop=configuration.patch_size, key=target.key)
+
+    def run(
+        self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
+    ) -> dict[str, str]:
+        """nnU-Net's words for one configuration; see `run_cases`.
+
+        Returns:
+            Cases that failed, with one line each; the others are stored.
+        """
+        raw = open_dataset(dataset_name_or_id)
+        plans = NnsslPlansManager(load_json(preprocessed_folder() / raw.name / f"{plans_identifier}.json"))
+        return run_cases(self.store_case, raw, plans, Request((configuration_name,), num_processes))
 
     def _normalize(
         self,
@@ -93,89 +184,19 @@ class NnsslPreprocessor(DefaultPreprocessor):
             data[channel] = to_stored(data[channel], bounds)
         return data
 
-    def run_case_save(
-        self,
-        output_filename_truncated: str,
-        image_files: list[str],
-        seg_file: str | None,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        dataset_json: dict[str, Any] | str,
-    ) -> None:
-        """Preprocess and store one case; its `.b2nd` appears last, so that a case that is there is complete."""
-        target = Path(output_filename_truncated)
-        partial = target.parent / ".partial"
-        partial.mkdir(exist_ok=True)
-        super().run_case_save(
-            str(partial / target.name), image_files, seg_file, plans_manager, configuration_manager, dataset_json
-        )
-        for ending in (".pkl", "_seg.b2nd", ".b2nd"):
-            (partial / f"{target.name}{ending}").replace(target.parent / f"{target.name}{ending}")
 
-    def run(
-        self,
-        dataset_name_or_id: int | str,
-        configuration_name: str,
-        plans_identifier: str,
-        num_processes: int,
-    ) -> dict[str, str]:
-        """Preprocess all usable cases of one configuration.
-
-        Cases that the fingerprint found bad are left out. Volumes of an earlier run and their stamp are removed first:
-        they may follow another plan. A new stamp is written when all cases were tried.
-
-        Returns:
-            Cases that failed, with one line each; the others are stored.
-        """
-        raw = open_dataset(dataset_name_or_id)
-        plans = load_json(preprocessed_folder() / raw.name / f"{plans_identifier}.json")
-        job = _Job(NnsslPlansManager(plans), configuration_name, raw)
-        output = preprocessed_folder() / raw.name / job.configuration.data_identifier
-        remove_stamp(output.parent, plans, configuration_name)
-        if output.is_dir():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-        calls = {case.identifier: self._call(case, output, job) for case in usable_cases(raw, configuration_name)}
-        title = f"preprocess {raw.name} {configuration_name}"
-        outcomes = map_cases(self.run_case_save, calls, processes=num_processes, title=title)
-        shutil.rmtree(output / ".partial", ignore_errors=True)
-        write_stamp(output.parent, plans, configuration_name)
-        return outcomes.failures
-
-    @staticmethod
-    def _call(case: Case, output: Path, job: "_Job") -> tuple[Any, ...]:
-        label = None if case.label is None else str(case.label)
-        images = [str(path) for path in case.images]
-        return (str(output / case.identifier), images, label, job.plans, job.configuration, job.raw.dataset_json)
+def _resampled_images(scan: Scan, shape: Sequence[int], configuration: ConfigurationManager) -> NDArray[np.float32]:
+    """By the function that the plan names; nnU-Net's cubic one, and what is smoothed where it shrinks, by matrices."""
+    settings = configuration.configuration
+    named = (settings["resampling_fn_data"], settings["resampling_fn_data_kwargs"])
+    smooth = bool(settings.get(SMOOTH_KEY))
+    if named == _CUBIC or smooth:
+        return np.stack([resample_image(image, shape, order=CUBIC, antialias=smooth) for image in scan.images])
+    return configuration.resampling_fn_data(scan.images, shape, scan.spacing_mm, configuration.spacing)
 
 
-class _Job(NamedTuple):
-    """What all cases of one run share."""
-
-    plans: NnsslPlansManager
-    configuration_name: str
-    raw: RawDataset
-
-    @property
-    def configuration(self) -> NnsslConfigurationManager:
-        return self.plans.get_configuration(self.configuration_name)
-
-
-def usable_cases(raw: RawDataset, configuration_name: str) -> list[Case]:
-    """Cases that passed the check of the fingerprint; `pretrain` also takes cases without a label of a labelled set."""
-    bad = load_fingerprint(raw.name).bad_cases
-    needs_label = raw.labelled and configuration_name != "pretrain"
-    return [case for case in raw.cases if case.identifier not in bad and not (needs_label and case.label is None)]
-
-
-def copy_labels(raw: RawDataset) -> None:
-    """Copy new or changed label maps of usable cases to gt_segmentations, where nnU-Net's validation reads them."""
-    folder = preprocessed_folder() / raw.name / "gt_segmentations"
-    labels = [(case.identifier, case.label) for case in usable_cases(raw, "pretrain") if case.label is not None]
-    if labels:
-        folder.mkdir(parents=True, exist_ok=True)
-    for identifier, label in labels:
-        target = folder / f"{identifier}{raw.dataset_json['file_ending']}"
-        if not target.is_file() or target.stat().st_mtime < label.stat().st_mtime:
-            shutil.copy2(label, target)
-            target.chmod(0o644)
+def _resampled_labels(scan: Scan, shape: Sequence[int], configuration: ConfigurationManager) -> NDArray[np.int16]:
+    settings = configuration.configuration
+    if (settings["resampling_fn_seg"], settings["resampling_fn_seg_kwargs"]) == _VOTE:
+        return resample_labels(scan.labels[0], shape)[None]
+    return configuration.resampling_fn_seg(scan.labels, shape, scan.spacing_mm, configuration.spacing).astype(np.int16)

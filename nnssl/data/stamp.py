@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.config import flattened
+from nnssl.data.stored_shape import DEPTH_KEY, DTYPE_KEY, LIMIT_KEY, SMOOTH_KEY
 from nnssl.paths import STAMP_ENDING, dataset_id, load_json, save_json
 
 _PLANS_KEYS = ("image_reader_writer", "transpose_forward")
@@ -16,13 +17,17 @@ _CONFIGURATION_KEYS = (
     "resampling_fn_data_kwargs",
     "resampling_fn_seg",
     "resampling_fn_seg_kwargs",
+    LIMIT_KEY,
+    DEPTH_KEY,
+    DTYPE_KEY,
+    SMOOTH_KEY,
 )
 _INTENSITY_KEYS = ("kind", "low", "high")  # encoder_range acts in the network; stored volumes are always in [0, 1]
 
 
 def write_stamp(dataset_folder: Path, plans: dict[str, Any], configuration: str) -> None:
     """Say that the volumes of a configuration are complete, and by which plan they were made."""
-    save_json(_what_volumes_depend_on(plans, configuration), _stamp_file(dataset_folder, plans, configuration))
+    save_json(what_volumes_depend_on(plans, configuration), _stamp_file(dataset_folder, plans, configuration))
 
 
 def remove_stamp(dataset_folder: Path, plans: dict[str, Any], configuration: str) -> None:
@@ -44,7 +49,7 @@ def check_stamp(dataset_folder: Path, plans: dict[str, Any], configuration: str)
     again = f"run {_command(dataset_folder, plans, configuration)} again, with its other options if it had any"
     if not file.is_file():
         raise ValueError(f"{about}: preprocessing did not finish (there is no {file}); {again}")
-    stored, planned = flattened(load_json(file)), flattened(_what_volumes_depend_on(plans, configuration))
+    stored, planned = flattened(load_json(file)), flattened(what_volumes_depend_on(plans, configuration))
     differing = [
         f"{key} was {stored.get(key)} and is now {planned.get(key)}"
         for key in stored | planned
@@ -54,7 +59,8 @@ def check_stamp(dataset_folder: Path, plans: dict[str, Any], configuration: str)
         raise ValueError(f"{about}: they were made by another plan: {'; '.join(differing)}; {again}")
 
 
-def _what_volumes_depend_on(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+def what_volumes_depend_on(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """The entries of a plans file that decide what is stored for a configuration."""
     chosen, intensity = plans["configurations"][configuration], plans.get("nnssl", {}).get("intensity", {})
     values = {key: plans.get(key) for key in _PLANS_KEYS}
     values |= {key: chosen.get(key) for key in _CONFIGURATION_KEYS}

@@ -2,26 +2,26 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import blosc2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from nnssl.data.seeds import derived_seed, generator_at
+from nnssl.data.lazy_volume import LazyVolume, open_stored
+from nnssl.data.mixing import Passes, Weighted
+from nnssl.data.seeds import generator_at
 
 Sample = dict[str, Tensor]
-Prepare = Callable[[Tensor, torch.Generator], Sample]
+Prepare = Callable[[Any, torch.Generator], Sample]  # takes a LazyVolume for the tensor that it stands in for
 
 _ORDER, _SAMPLE = 0, 1  # what a derived seed is for
 
 
 class StoredFolder(NamedTuple):
-    """Preprocessed cases of one data set: `folder/<case>.b2nd`, (C, X, Y, Z) float32 in [0, 1]."""
+    """Preprocessed cases of one data set: `folder/<case>.b2nd`, (C, X, Y, Z) floating point in [0, 1]."""
 
     dataset: str
     folder: Path
@@ -55,7 +55,7 @@ class StoredVolumes:
         for dataset, folder, cases in folders:
             for case in cases:
                 path = folder / f"{case}.b2nd"
-                channels, *sides = _open(path).shape
+                channels, *sides = open_stored(path).shape
                 if min(sides) < min_side:
                     self.left_out += channels
                 else:
@@ -69,17 +69,10 @@ class StoredVolumes:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> Tensor:
-        """Image `index` as (1, X, Y, Z) float32."""
+    def volume(self, index: int) -> LazyVolume:
+        """Image `index` as (1, X, Y, Z), read where it is indexed."""
         image = self.images[index]
-        stored = _open(image.path)
-        try:
-            values = np.asarray(stored[image.channel], dtype=np.float32)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _damaged(image.path, str(error)) from error
-        if not np.isfinite(values.sum(dtype=np.float64)):
-            raise _damaged(image.path, "it holds NaN or infinite voxels")
-        return torch.from_numpy(values)[None]
+        return LazyVolume(image.path, image.channel)
 
     @property
     def cases(self) -> list[tuple[str, str]]:
@@ -92,35 +85,44 @@ class PreparedSamples(Dataset):
 
     The images pass by in a new seeded order each time through. An error comes back as a value, because a data worker
     would otherwise wrap its one line into a traceback.
+
+    Args:
+        volumes: the images.
+        prepare: a pretext task's; draws from the generator of the sample.
+        seed: of the run.
+        weights: of each data set, for shares that do not follow the number of its images (`mixing.Weighted`).
     """
 
-    def __init__(self, volumes: StoredVolumes, prepare: Prepare, seed: int) -> None:
+    def __init__(
+        self, volumes: StoredVolumes, prepare: Prepare, seed: int, weights: Mapping[str, float] | None = None
+    ) -> None:
         self.volumes, self.prepare, self.seed = volumes, prepare, seed
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-
-    def image_of(self, number: int) -> int:
-        """Index of the image that sample `number` shows."""
-        turn, position = divmod(number, len(self.volumes))
-        if self._order[0] != turn:
-            order = np.random.default_rng(derived_seed(self.seed, _ORDER, turn)).permutation(len(self.volumes))
-            self._order = (turn, order)
-        return int(self._order[1][position])
+        owners = [image.dataset for image in volumes.images]
+        self.image_of = Weighted(owners, weights, seed) if weights else Passes(len(volumes), seed, _ORDER)
 
     def __getitem__(self, number: int) -> Sample | Exception:
         try:
-            volume = self.volumes.read(self.image_of(number))
+            volume = self.volumes.volume(self.image_of(number))
             return self.prepare(volume, generator_at(self.seed, _SAMPLE, number))
         except (ValueError, OSError) as error:
             return error
 
 
 def batches(
-    samples: PreparedSamples, batch_size: int, *, first_step: int = 0, workers: int = 0, pin_memory: bool = False
+    samples: PreparedSamples,
+    batch_size: int,
+    *,
+    first_step: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Sample]:
     """Collated batches without end; batch k holds samples k * batch_size ... whatever `workers` is.
 
     Args:
+        batch_size: of all processes; a multiple of their number.
         first_step: number of the first batch; a continued run starts where it stopped.
+        share: number of this process and how many share each batch; process r gets the r-th part of it.
         workers: data processes; 0 prepares in this process.
         pin_memory: page-locked memory, for copies to a GPU.
 
@@ -129,7 +131,7 @@ def batches(
     """
     loader = DataLoader(
         samples,
-        batch_sampler=_Numbers(batch_size, first_step),
+        batch_sampler=_Numbers(batch_size, first_step, share),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
@@ -159,14 +161,16 @@ def stored_cases(folder: Path) -> list[str]:
 
 
 class _Numbers:
-    """Sample numbers of batch first_step, first_step + 1, ..."""
+    """Sample numbers of this process's share of batch first_step, first_step + 1, ..."""
 
-    def __init__(self, batch_size: int, first_step: int) -> None:
-        self.batch_size, self.first_step = batch_size, first_step
+    def __init__(self, batch_size: int, first_step: int, share: tuple[int, int]) -> None:
+        self.batch_size, self.first_step, (self.rank, self.processes) = batch_size, first_step, share
 
     def __iter__(self) -> Iterator[list[int]]:
+        own = self.batch_size // self.processes
         for step in itertools.count(self.first_step):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            first = step * self.batch_size + self.rank * own
+            yield list(range(first, first + own))
 
 
 def _collate(items: list[Sample | Exception]) -> Sample | Exception:
@@ -174,19 +178,3 @@ def _collate(items: list[Sample | Exception]) -> Sample | Exception:
         if isinstance(item, Exception):
             return item
     return default_collate(items)
-
-
-def _open(path: Path) -> blosc2.NDArray:
-    if not path.is_file():
-        raise FileNotFoundError(f"reading stored volume {path}: no such file; run nnssl_plan_and_preprocess again")
-    try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"reading stored volume {path}: {reason or 'it cannot be decoded'}; "
-        "delete it and run nnssl_plan_and_preprocess again for this data set"
-    )

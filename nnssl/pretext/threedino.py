@@ -10,7 +10,7 @@ from torch import Tensor
 from nnssl.encoders.base import EncoderSpec, check_crop, to_encoder_range
 from nnssl.losses import distillation
 from nnssl.losses.health import feature_health, target_health
-from nnssl.losses.processes import own_generator, own_rows, summed, world
+from nnssl.losses.processes import own_rows, rank, summed, world
 from nnssl.pretext.base import check_settings, view_major
 from nnssl.pretext.self_distillation import DistillationConfig, SelfDistillation, swap_views
 from nnssl.recipe import PretrainRecipe
@@ -96,17 +96,17 @@ class ThreeDino(SelfDistillation):
         images = len(batch["global"])
         ready = {name: view_major(crops) for name, crops in batch.items()}
         mask = self._masks(images, generator).to(ready["global"].device, non_blocking=True)
-        own, device = own_generator(generator), ready["global"].device
+        share, device = random_intensity.Share(images, rank(), world()), ready["global"].device
         with torch.autocast(device.type, enabled=False):
             first, second = ready["global"].split(images)
-            random_intensity.contrast_noise_or_histogram(first, own)
-            random_intensity.smooth_or_sharpen(first, own, 1.0)
-            random_intensity.contrast_noise_or_histogram(second, own)
-            random_intensity.smooth_or_sharpen(second, own, 0.1)
-            random_intensity.gibbs(second, own, 0.2)
+            random_intensity.contrast_noise_or_histogram(first, generator, share=share)
+            random_intensity.smooth_or_sharpen(first, generator, 1.0, share=share)
+            random_intensity.contrast_noise_or_histogram(second, generator, share=share)
+            random_intensity.smooth_or_sharpen(second, generator, 0.1, share=share)
+            random_intensity.gibbs(second, generator, 0.2, share=share)
             if "local" in ready:
-                random_intensity.contrast_noise_or_histogram(ready["local"], own)
-                random_intensity.smooth(ready["local"], own, 0.5)
+                random_intensity.contrast_noise_or_histogram(ready["local"], generator, share=share)
+                random_intensity.smooth(ready["local"], generator, 0.5, share=share)
         for crops in ready.values():  # in place: a fresh batch costs more than all arithmetic on it
             if self.config.clip:
                 crops.clamp_(0, 1)

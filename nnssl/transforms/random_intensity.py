@@ -2,10 +2,12 @@
 
 All functions change `volumes` (N, C, X, Y, Z), in [0, 1], in place and return them; nothing is clipped here.
 Parameters are drawn for every sample whether used or not, on the generator's device, so that the numbers depend on the
-generator alone; only noise depends on the device of the volumes as well.
+generator alone; only noise depends on the device of the volumes as well. Where processes share a batch, each draws
+for all of it, from a generator in the same state, and uses its own rows: two processes change what one would.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,41 +29,63 @@ SHARPEN_SIGMA = (0.5, 1.0)  # voxels, first blur; the second lies between 0.5 an
 SHARPEN_ALPHA = (10.0, 30.0)
 
 
-def contrast_noise_or_histogram(volumes: Tensor, generator: torch.Generator, probability: float = 0.8) -> Tensor:
+class Share(NamedTuple):
+    """The rows are views, view-major, of samples rank * samples ... of a batch of processes * samples."""
+
+    samples: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def own(self, joint: Tensor) -> Tensor:
+        """The rows of this process of (V * processes * samples, ...)."""
+        if self.processes == 1:
+            return joint
+        return joint.unflatten(0, (-1, self.processes, self.samples))[:, self.rank].flatten(0, 1)
+
+
+ALONE = Share()
+
+
+def contrast_noise_or_histogram(
+    volumes: Tensor, generator: torch.Generator, probability: float = 0.8, *, share: Share = ALONE
+) -> Tensor:
     """One of gamma contrast, Gaussian noise and histogram shift (a third each), with `probability` in all."""
-    count = len(volumes)
-    choice = torch.randint(3, (count,), generator=generator, device=generator.device).cpu()
-    chosen = _happens(count, generator, probability)
-    gamma = _uniform((count,), generator, *GAMMA)
-    sigma = _uniform((count,), generator, *NOISE_SIGMA)
-    points = _control_points(count, generator)
-    noise = _generator_on(volumes.device, generator)
+    count = len(volumes) * share.processes
+    choice = share.own(torch.randint(3, (count,), generator=generator, device=generator.device).cpu())
+    chosen = share.own(_happens(count, generator, probability))
+    gamma = share.own(_uniform((count,), generator, *GAMMA))
+    sigma = share.own(_uniform((count,), generator, *NOISE_SIGMA))
+    points = share.own(_control_points(count, generator))
+    seeds = share.own(torch.randint(2**62, (count,), generator=generator, device=generator.device).cpu())
     _change(volumes, chosen & (choice == 0), lambda part, rows: gamma_contrast(part, gamma[rows]))
-    _change(volumes, chosen & (choice == 1), lambda part, rows: gaussian_noise(part, sigma[rows], noise))
+    _change(volumes, chosen & (choice == 1), lambda part, rows: _noise(part, sigma[rows], seeds[rows]))
     _change(volumes, chosen & (choice == 2), lambda part, rows: histogram_shift(part, points[rows]))
     return volumes
 
 
-def smooth(volumes: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+def smooth(volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> Tensor:
     """Gaussian smoothing of a sample with `probability`."""
-    chosen = _happens(len(volumes), generator, probability)
-    sigma = _uniform((len(volumes), 3), generator, *SMOOTH_SIGMA)
+    count = len(volumes) * share.processes
+    chosen = share.own(_happens(count, generator, probability))
+    sigma = share.own(_uniform((count, 3), generator, *SMOOTH_SIGMA))
     return _change(volumes, chosen, lambda part, rows: gaussian_smooth(part, sigma[rows]))
 
 
-def smooth_or_sharpen(volumes: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+def smooth_or_sharpen(
+    volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE
+) -> Tensor:
     """Gaussian smoothing or sharpening (half each) of a sample with `probability` in all.
 
     The paper does not list sharpening; the reference does it.
     """
-    count = len(volumes)
-    sharpened = _happens(count, generator, 0.5)
-    chosen = _happens(count, generator, probability)
-    sigma = _uniform((count, 3), generator, *SMOOTH_SIGMA)
-    first = _uniform((count, 3), generator, *SHARPEN_SIGMA)
+    count = len(volumes) * share.processes
+    sharpened = share.own(_happens(count, generator, 0.5))
+    chosen = share.own(_happens(count, generator, probability))
+    sigma = share.own(_uniform((count, 3), generator, *SMOOTH_SIGMA))
+    first = share.own(_uniform((count, 3), generator, *SHARPEN_SIGMA))
     low = SHARPEN_SIGMA[0]
-    second = low + (first - low) * _uniform((count, 3), generator, 0.0, 1.0)
-    alpha = _uniform((count,), generator, *SHARPEN_ALPHA)
+    second = low + (first - low) * share.own(_uniform((count, 3), generator, 0.0, 1.0))
+    alpha = share.own(_uniform((count,), generator, *SHARPEN_ALPHA))
     _change(volumes, chosen & ~sharpened, lambda part, rows: gaussian_smooth(part, sigma[rows]))
     return _change(
         volumes,
@@ -70,10 +94,11 @@ def smooth_or_sharpen(volumes: Tensor, generator: torch.Generator, probability: 
     )
 
 
-def gibbs(volumes: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+def gibbs(volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> Tensor:
     """Gibbs ringing of a sample with `probability`, alpha between 0 and 1."""
-    chosen = _happens(len(volumes), generator, probability)
-    alpha = _uniform((len(volumes),), generator, 0.0, 1.0)
+    count = len(volumes) * share.processes
+    chosen = share.own(_happens(count, generator, probability))
+    alpha = share.own(_uniform((count,), generator, 0.0, 1.0))
     return _change(volumes, chosen, lambda part, rows: gibbs_noise(part, alpha[rows]))
 
 
@@ -83,11 +108,13 @@ def _change(volumes: Tensor, chosen: Tensor, transform: Callable[[Tensor, Tensor
     A GPU takes all samples at once; a CPU takes one after the other, so that temporaries stay in its cache.
     """
     rows = chosen.nonzero()[:, 0]
-    if len(rows) == 0:
-        return volumes
-    for part in rows.split(1 if volumes.device.type == "cpu" else len(rows)):
-        index = part.to(volumes.device, non_blocking=True)
-        volumes.index_copy_(0, index, transform(volumes.index_select(0, index), part))
+    if volumes.device.type == "cpu":
+        for row in rows.tolist():
+            part = volumes[row : row + 1]
+            part.copy_(transform(part, torch.tensor([row])))
+    elif len(rows):
+        index = rows.to(volumes.device, non_blocking=True)
+        volumes.index_copy_(0, index, transform(volumes.index_select(0, index), rows))
     return volumes
 
 
@@ -109,7 +136,11 @@ def _control_points(count: int, generator: torch.Generator) -> Tensor:
     return points
 
 
-def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator on `device` seeded by `generator`: noise for a GPU is drawn there, not sent there."""
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    return torch.Generator(device).manual_seed(int(seed))
+def _noise(volumes: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
+    """Noise of one seed per sample, drawn on the device of the volumes."""
+    device = volumes.device
+    noisy = [
+        gaussian_noise(volumes[row : row + 1], sigma[row : row + 1], torch.Generator(device).manual_seed(seed))
+        for row, seed in enumerate(seeds.tolist())
+    ]
+    return torch.cat(noisy)

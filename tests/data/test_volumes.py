@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.data.lazy_volume import LazyVolume
 from nnssl.data.volumes import (
     PreparedSamples,
     StoredFolder,
@@ -38,9 +39,9 @@ def five(folder: Path) -> StoredVolumes:
     return StoredVolumes([StoredFolder("Dataset001_Toy", folder, stored_cases(folder))])
 
 
-def describe(volume: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+def describe(volume: LazyVolume, generator: torch.Generator) -> dict[str, Tensor]:
     """Which volume it is, and the first random draw."""
-    return {"volume": volume.mean().round(), "draw": torch.rand(2, generator=generator)}
+    return {"volume": volume[:].mean().round(), "draw": torch.rand(2, generator=generator)}
 
 
 def test_every_channel_of_a_case_is_an_image_of_its_own(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_every_channel_of_a_case_is_an_image_of_its_own(tmp_path: Path) -> None:
     assert len(volumes) == 2
     assert volumes.cases == [("Dataset001_Toy", "two")]
     for channel in range(2):
-        np.testing.assert_array_equal(volumes.read(channel).numpy(), values[channel][None])
+        np.testing.assert_array_equal(volumes.volume(channel)[:].numpy(), values[channel][None])
 
 
 def test_files_written_by_nnunet_are_read(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_files_written_by_nnunet_are_read(tmp_path: Path) -> None:
     dataset.save_case(values, np.zeros_like(values, dtype=np.int16), {}, str(tmp_path / "brain"))
     assert stored_cases(tmp_path) == ["brain"]
     volumes = StoredVolumes([StoredFolder("Dataset001_Toy", tmp_path, ["brain"])])
-    np.testing.assert_array_equal(volumes.read(0).numpy(), values)
+    np.testing.assert_array_equal(volumes.volume(0)[:].numpy(), values)
 
 
 def test_segmentations_are_not_cases(folder: Path) -> None:
@@ -147,7 +148,7 @@ def test_stored_nan_is_refused(tmp_path: Path) -> None:
     values[0, 4, 4, 4] = np.nan
     blosc2.asarray(values, urlpath=str(tmp_path / "bad.b2nd"), mode="w")
     with pytest.raises(ValueError, match=r"bad\.b2nd: it holds NaN"):
-        StoredVolumes([StoredFolder("Dataset001_Toy", tmp_path, ["bad"])]).read(0)
+        StoredVolumes([StoredFolder("Dataset001_Toy", tmp_path, ["bad"])]).volume(0)[:]
 
 
 def test_the_number_of_workers_comes_from_nnunets_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +157,20 @@ def test_the_number_of_workers_comes_from_nnunets_variable(monkeypatch: pytest.M
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     with pytest.raises(ValueError, match="nnUNet_n_proc_DA='many'"):
         default_workers()
+
+
+def test_no_two_samples_share_a_random_stream_whatever_worker_draws_them(folder: Path) -> None:
+    samples = PreparedSamples(five(folder), describe, seed=7)
+    for workers in (0, 2):
+        draws = [
+            tuple(draw) for batch in islice(batches(samples, 4, workers=workers), 6) for draw in batch["draw"].tolist()
+        ]
+        assert len(set(draws)) == 24
+
+
+def test_processes_share_the_batches_of_one_stream(folder: Path) -> None:
+    samples = PreparedSamples(five(folder), describe, seed=7, weights={"Dataset001_Toy": 1.0})
+    whole = [batch["draw"] for batch in islice(batches(samples, 4), 3)]
+    shares = [[batch["draw"] for batch in islice(batches(samples, 4, share=(rank, 2)), 3)] for rank in range(2)]
+    for one, *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(one, torch.cat(parts))

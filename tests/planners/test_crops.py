@@ -101,9 +101,12 @@ def test_pretraining_views_of_a_cubic_scan_are_those_of_the_paper() -> None:
     assert (large.global_crop, large.local_crop) == ((112,) * 3, (64,) * 3)
 
 
-def test_storage_is_at_most_two_global_crops_wide_and_never_finer_than_the_scans() -> None:
+def test_storage_is_what_crops_can_show_and_never_finer_than_the_scans() -> None:
     plan = pretrain_crop(scans((512, 512, 400), (0.7, 0.7, 1.0)), 16, 216)
-    assert all(stored <= 2 * side + 1 for stored, side in zip(plan.median_shape, plan.global_crop, strict=True))
+    assert (plan.global_crop, plan.local_crop) == ((96, 96, 96), (48, 48, 48))
+    assert plan.limit is not None and (plan.limit.voxels, plan.limit.depth_axis) == ((147, 147, 240), 2)
+    assert plan.median_shape == (147, 147, 240)
+    assert np.allclose(plan.coarsened, (512 / 147, 512 / 147, 400 / 240))
     small = pretrain_crop(scans((36, 50, 35), (1.0, 1.0, 1.0)), 8, 512)
     assert small.spacing_mm == (1.0, 1.0, 1.0)
     assert small.global_crop == (48, 64, 48)

@@ -39,7 +39,8 @@ def test_stock_nnunet_plans_with_it_and_reads_the_result(tmp_path: Path, monkeyp
     for name in ("3d_fullres", "pretrain"):
         assert set(STOCK_KEYS.split()) <= set(plans["configurations"][name])
         configuration = manager.get_configuration(name)
-        assert configuration.resampling_fn_data.func.__name__ == "resample_torch_fornnunet"
+        assert configuration.resampling_fn_data.func.__name__ == "resample_data_or_seg_to_shape"
+        assert configuration.resampling_fn_probabilities.func.__name__ == "resample_torch_fornnunet"
         assert configuration.network_arch_init_kwargs["encoder"] == "vit_small_16"
     assert manager.get_label_manager({"labels": {"background": 0, "blob": 1}}).num_segmentation_heads == 2
 

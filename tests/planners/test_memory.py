@@ -9,12 +9,16 @@ import torch
 
 from nnssl.encoders import build_encoder, encoder_spec
 from nnssl.geometry import ScanSizes
+from nnssl.networks.precision import has_fast_bf16
 from nnssl.networks.segmentor import EncoderSegmentor
 from nnssl.planners.budgets import FinetunePlan, plan_finetune, plan_pretrain
 from nnssl.planners.decoder_memory import decoder_parameters
 from nnssl.planners.encoder_memory import encoder_size
 from nnssl.planners.memory import IN_FLIGHT, finetune_bytes, kept_per_voxel
 from nnssl.planners.network import NetworkPlan, choose_network
+from nnssl.planners.pretrain_memory import pretrain_bytes
+from nnssl.planners.probe import FinetuneStep, PretrainStep, measure
+from nnssl.recipe import PretrainRecipe
 
 LARGE = ScanSizes(np.full((40, 3), 200.0), np.ones((40, 3)))
 PUBLISHED_DECODER = 54_134_704  # SMIT's 64,700,336 with 16 outputs (specification of issue 3) without its encoder
@@ -108,6 +112,51 @@ def test_the_formula_is_near_what_autograd_saves(plan: NetworkPlan, crop: tuple[
 )
 def test_larger_networks_are_near_the_formula_too(plan: NetworkPlan, crop: tuple[int, int, int]) -> None:
     assert kept_per_voxel(plan) * prod(crop) == pytest.approx(saved_per_sample(plan, crop), rel=0.25)
+
+
+in_bf16 = pytest.mark.skipif(not has_fast_bf16("cpu"), reason="the formulas count bf16, which this processor lacks")
+
+
+@in_bf16
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plan", "side", "batch"),
+    [
+        (network_plan("vit_tiny_8"), 64, 1),
+        (network_plan("vit_small_16"), 64, 2),
+        (network_plan("vit_base_16"), 64, 2),
+        (network_plan("vit_base_16", frozen=False), 64, 2),
+        (network_plan("swin_tiny"), 64, 2),
+        (network_plan("swin_tiny", frozen=False), 64, 2),
+        (network_plan("smit_96"), 64, 2),
+        (network_plan("smit_96", frozen=False), 64, 2),
+    ],
+    ids=lambda value: f"{value.encoder.name}-{value.frozen}" if isinstance(value, NetworkPlan) else None,
+)
+def test_fine_tuning_needs_the_memory_that_was_planned(plan: NetworkPlan, side: int, batch: int) -> None:
+    crop = (side, side, side)
+    seen = measure(FinetuneStep(plan, crop, batch), steps=1)
+    assert finetune_bytes(plan, crop, batch) == pytest.approx(seen.peak_bytes, rel=0.25)
+
+
+@in_bf16
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "sides", "batch"),
+    [
+        ("vit_tiny_8", (48, 24), 2),
+        ("vit_small_16", (64, 32), 2),
+        ("vit_base_16", (64, 32), 2),
+        ("swin_tiny", (64, 32), 2),
+        ("smit_96", (64, 32), 2),
+    ],
+)
+def test_pretraining_needs_the_memory_that_was_planned(encoder: str, sides: tuple[int, int], batch: int) -> None:
+    spec = encoder_spec(encoder)
+    large, small = ((side, side, side) for side in sides)
+    recipe = PretrainRecipe(global_crop=large, local_crop=small)
+    seen = measure(PretrainStep(spec, recipe, (72, 72, 72), batch), steps=1)
+    assert pretrain_bytes(spec, large, small, batch) == pytest.approx(seen.peak_bytes, rel=0.25)
 
 
 def test_a_frozen_encoder_costs_activations_only_under_an_adapter_or_a_new_patch_embedding() -> None:

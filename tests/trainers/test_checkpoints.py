@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None) ->
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     torch.save({"version": 99}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="version 99, expected 1"):
+    with pytest.raises(ValueError, match="version 99, expected 2"):
         load_checkpoint(tmp_path / "c.pt")
 
 

@@ -15,8 +15,9 @@ from nnssl.layers.joint_batch import kept_rows
 from nnssl.networks.precision import has_fast_bf16
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint
+from nnssl.trainers.learning import clip_gradients
 from nnssl.trainers.pretrain_log import RunLog
-from nnssl.trainers.pretraining import CHECKPOINT, Run, Watcher, autocast_dtype, clip_gradients, pretrain
+from nnssl.trainers.pretraining import CHECKPOINT, Run, Watcher, autocast_dtype, pretrain
 from tests.trainers.pretrain_toy import SIDE, ToyConfig, ToyTask
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ class Interrupt(Watcher):
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def saved(self, steps_done: int) -> None:
+    def saved(self, steps_done: int, state: dict[str, Tensor]) -> None:
         if steps_done >= self.after:
             raise KeyboardInterrupt
 
@@ -123,8 +124,8 @@ def test_a_collapse_that_lasts_stops_the_run_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_weak_moment_puts_a_save_off_and_stops_nothing(tmp_path: Path) -> None:
-    record, saves = Record(), []
-    record.saved = saves.append  # type: ignore[method-assign]
+    record, saves = Record(), list[int]()
+    record.saved = lambda steps_done, state: saves.append(steps_done)  # type: ignore[method-assign]
     recipe = replace(RECIPE, steps=12, save_every=2, warmup_fraction=0.1, collapse_steps=5)
     pretrain(build(dies=4, lives=8), crops, recipe=recipe, run=Run(tmp_path, CPU, watcher=record))
     assert saves == [2, 4, 10, 12]
@@ -184,7 +185,7 @@ def test_everything_is_logged_and_a_continued_log_has_no_gap_and_no_repetition(t
     saves: list[int] = []
 
     def run_until(stop: int | None, resume: bool) -> None:
-        def save(steps_done: int) -> None:
+        def save(steps_done: int, state: dict[str, Tensor]) -> None:
             saves.append(steps_done)
             if steps_done == stop:
                 raise KeyboardInterrupt

@@ -60,8 +60,9 @@ def test_smoothing_equals_monai_on_a_background_border() -> None:
     torch.testing.assert_close(gaussian_smooth(volumes, SIGMAS), torch.stack(peers), atol=1e-6, rtol=1e-5)
 
 
-def test_smoothing_repeats_the_border_as_scipy_does() -> None:
-    volumes = _volumes()
+@pytest.mark.parametrize("sides", [SHAPE[2:], (70, 33, 65)])  # a CPU smooths long sides in pieces
+def test_smoothing_repeats_the_border_as_scipy_does(sides: tuple[int, ...]) -> None:
+    volumes = torch.from_numpy(uniform("smoothing", (2, 1, *sides), 0.0, 1.0))
     for volume, sigmas, found in zip(volumes, SIGMAS.tolist(), gaussian_smooth(volumes, SIGMAS), strict=True):
         expected = volume[0].double().numpy()
         for axis, sigma in enumerate(sigmas):
@@ -69,6 +70,14 @@ def test_smoothing_repeats_the_border_as_scipy_does() -> None:
             kernel = special.ndtr((steps + 0.5) / sigma) - special.ndtr((steps - 0.5) / sigma)
             expected = ndimage.correlate1d(expected, kernel, axis=axis, mode="nearest")
         np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_histogram_shift_interpolates_between_its_points() -> None:
+    volumes = torch.tensor([[0.2, 0.3, 0.5, 0.6, 1.0], [0.0, 0.1, 0.5, 0.9, 0.5]]).view(2, 1, 5, 1, 1)
+    points = torch.tensor([[0.0, 0.8, 1.0], [0.0, 0.1, 1.0]])
+    expected = [np.interp(row, np.linspace(row.min(), row.max(), 3), row.min() + np.ptp(row) * points[i].numpy())
+                for i, row in enumerate(volumes.view(2, 5).numpy())]  # fmt: skip
+    np.testing.assert_allclose(histogram_shift(volumes, points).view(2, 5), np.stack(expected), atol=1e-6)
 
 
 def test_smoothing_a_constant_volume_changes_nothing() -> None:

@@ -102,6 +102,28 @@ def test_flips_and_turns_are_signed_permutations_of_the_axes() -> None:
     assert len(seen) == 48  # all symmetries of the cube occur
 
 
+def test_all_turns_at_once_are_the_turns_one_after_the_other() -> None:
+    view = torch.rand(2, 5, 5, 5, generator=_generator())
+    for seed in range(60):
+        draws, expected = _generator(seed), view
+        for axis in range(3):
+            if torch.rand((), generator=draws, dtype=torch.float64) < 0.4:
+                expected = expected.flip(axis + 1)
+        for plane in ((1, 2), (1, 3), (2, 3)):
+            happens = torch.rand((), generator=draws, dtype=torch.float64) < 0.6
+            quarters = 1 + int(torch.randint(3, (), generator=draws))
+            expected = expected.rot90(quarters, plane) if happens else expected
+        assert random_orientation(view, _generator(seed), flip=0.4, turn=0.6).equal(expected)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (20, 6, 31)])
+def test_plane_then_depth_is_trilinear_resizing(size: Shape) -> None:
+    volume = torch.rand(2, 30, 17, 12, generator=_generator())
+    for crop in (volume, volume[:, 3:14, 2:15, 1:9]):  # the latter is not contiguous
+        expected = torch.nn.functional.interpolate(crop[None], size=size, mode="trilinear", align_corners=False)[0]
+        torch.testing.assert_close(resize(crop, size), expected, rtol=0, atol=1e-6)
+
+
 def test_flip_and_turn_happen_with_the_given_probability() -> None:
     line = torch.arange(2.0).view(1, 2, 1, 1)
     generator = _generator()
