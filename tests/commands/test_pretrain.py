@@ -285,7 +285,8 @@ def test_list_of_one_task_leaves_the_others_out(capsys: pytest.CaptureFixture[st
 
 def test_the_papers_recipe_of_a_task_goes_over_the_plans_and_below_set(root: Path) -> None:
     def recipe_of(*words: str) -> PretrainRecipe:
-        parser = argparse.Namespace(datasets=["901"], t=None, e="vit_tiny_8", p=None, f=None, min_side=0, set=[])
+        words_of = {"datasets": ["901"], "e": "vit_tiny_8", "min_side": 0, "set": [], "weights": []}
+        parser = argparse.Namespace(**dict.fromkeys(("t", "p", "f", "stage", "pretrained_run")) | words_of)
         for key, value in zip(words[::2], words[1::2], strict=True):
             setattr(parser, key, [value] if key == "set" else value)
         return pretrain._settings(parser)[0].recipe
