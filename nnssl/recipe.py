@@ -116,29 +116,21 @@ class Stage:
     continues: bool = False  # starts from an earlier run
 
 
+def _stage_recipe(crops: tuple[int, int], *, batch_size: int, steps: int, base_lr: float) -> dict[str, Any]:
+    """Fields of a stage with cubic global and local crops of these sides."""
+    sides = {name: (side,) * 3 for name, side in zip(("global_crop", "local_crop"), crops, strict=True)}
+    return {**sides, "steps": steps, "batch_size": batch_size, "base_lr": base_lr, "lr_rule": "sqrt"}
+
+
 STAGES: dict[str, Stage] = {
     "standard": Stage(
         source="3DINO (Methods): 96/48 crops, batch 512, 125,000 steps",
-        recipe={
-            "global_crop": (96, 96, 96),
-            "local_crop": (48, 48, 48),
-            "steps": 125_000,
-            "batch_size": 512,
-            "base_lr": 2e-3,
-            "lr_rule": "sqrt",
-        },
+        recipe=_stage_recipe((96, 48), batch_size=512, steps=125_000, base_lr=2e-3),
         min_side=25,
     ),
     "high_res": Stage(
         source="3DINO (Methods): high-resolution adaptation, 112/64 crops, batch 256, 12,500 steps",
-        recipe={
-            "global_crop": (112, 112, 112),
-            "local_crop": (64, 64, 64),
-            "steps": 12_500,
-            "batch_size": 256,
-            "base_lr": 1e-3,
-            "lr_rule": "sqrt",
-        },
+        recipe=_stage_recipe((112, 64), batch_size=256, steps=12_500, base_lr=1e-3),
         min_side=49,
         continues=True,
     ),

@@ -16,7 +16,7 @@ from nnssl.geometry import ScanSizes
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan
 from nnssl.planners.crops import PretrainCrop, Spacing, nnunet_spacing
 from nnssl.planners.storage import coarse_axis, threedino_views
-from nnssl.visualization.plan_pictures import Box, Mark, histograms, slices_with_boxes
+from nnssl.visualization.plan_pictures import Mark, histograms, slices_with_boxes
 
 CROP_COLOUR, GLOBAL_COLOUR, LOCAL_COLOUR, NNUNET_COLOUR = "#ffb000", "#33c7ff", "#ff6ea9", "#555555"
 MOST_EXAMPLES = 3
@@ -72,16 +72,16 @@ def example_slices(
         spacing = found.spacings[index]
         boxes = crop_boxes(_sides_mm(image.shape, spacing), finetune, pretrain.geometry)
         size = f"{_by(image.shape)} voxels of {_by(spacing)} mm = {_by(_sides_mm(image.shape, spacing))} mm"
-        told = f"{words}: {size}. " + "; ".join(f"{box.label} {_by(box.sides_mm)} mm" for box in boxes) + "."
+        told = f"{words}: {size}. " + "; ".join(f"{box.label} {_by(box.values)} mm" for box in boxes) + "."
         pictures.append(
             Picture(slices_with_boxes(image, spacing, boxes), told, f"Slices of {words.lower()} with crops")
         )
     return pictures
 
 
-def crop_boxes(extent_mm: Sequence[float], finetune: FinetunePlan, pretrain: PretrainCrop) -> list[Box]:
+def crop_boxes(extent_mm: Sequence[float], finetune: FinetunePlan, pretrain: PretrainCrop) -> list[Mark]:
     """Crop of 3d_fullres, global and local view, in mm; resized views show shares of the scan, here the middle ones."""
-    crop = Box("crop of 3d_fullres", _sides_mm(finetune.geometry.crop, finetune.geometry.spacing_mm), CROP_COLOUR)
+    crop = Mark("crop of 3d_fullres", _sides_mm(finetune.geometry.crop, finetune.geometry.spacing_mm), CROP_COLOUR)
     if pretrain.limit is None:
         sides = [_sides_mm(view, pretrain.spacing_mm) for view in (pretrain.global_crop, pretrain.local_crop)]
         words = ("global crop of pretrain", "local crop")
@@ -93,7 +93,7 @@ def crop_boxes(extent_mm: Sequence[float], finetune: FinetunePlan, pretrain: Pre
             sides.append(_sides_mm(extent_mm, shares))
         words = ("global crop of pretrain, one of many sizes", "local crop, one of many sizes")
     styles = ((GLOBAL_COLOUR, "--"), (LOCAL_COLOUR, ":"))
-    views = [Box(word, side, *style) for word, side, style in zip(words, sides, styles, strict=True)]
+    views = [Mark(word, side, *style) for word, side, style in zip(words, sides, styles, strict=True)]
     return [crop, *views]
 
 

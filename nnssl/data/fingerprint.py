@@ -142,7 +142,7 @@ def _extract(dataset: RawDataset, processes: int, scheduler: str | None) -> tupl
             str(channel): _statistics(np.concatenate([fact.samples[channel] for fact in facts]))
             for channel in range(dataset.channels)
         },
-        bad_cases={key: bad[key] for key in sorted(bad)},
+        bad_cases={key: [_without_folders(text, cases[key]) for text in bad[key]] for key in sorted(bad)},
     )
     in_file_axes = dataclasses.replace(
         fresh,
@@ -150,6 +150,14 @@ def _extract(dataset: RawDataset, processes: int, scheduler: str | None) -> tupl
         spacings=tuple(_to_file_axes(fact.spacing, fact.file_axes) for fact in facts),
     )
     return fresh, in_file_axes.as_stock()
+
+
+def _without_folders(text: str, case: Case) -> str:
+    """A problem with the names of the case's files alone: folders name people."""
+    for path in (*case.images, *([] if case.label is None else [case.label])):
+        for folder in (path.parent, path.resolve().parent):
+            text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _sample(values: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:

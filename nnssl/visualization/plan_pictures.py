@@ -26,20 +26,10 @@ SIDES = ("LR", "PA", "IS")  # low and high end of X, Y, Z
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line in a histogram; one value per axis X Y Z."""
+    """One value per axis X Y Z: a vertical line in each histogram, or the sides (mm) of a box centred on the scan."""
 
     label: str
     values: tuple[float, float, float]
-    colour: str
-    style: str = "-"
-
-
-@dataclass(frozen=True)
-class Box:
-    """A crop, centred on the scan."""
-
-    label: str
-    sides_mm: tuple[float, float, float]
     colour: str
     style: str = "-"
 
@@ -68,7 +58,7 @@ def histograms(values: NDArray[np.float64], title: str, marks: Sequence[Mark]) -
     return _png(figure, "white")
 
 
-def slices_with_boxes(image: NDArray[np.float32], spacing_mm: Sequence[float], boxes: Sequence[Box]) -> bytes:
+def slices_with_boxes(image: NDArray[np.float32], spacing_mm: Sequence[float], boxes: Sequence[Mark]) -> bytes:
     """A PNG with the middle slice in each plane and the outlines of the boxes, in physical proportions.
 
     Args:
@@ -76,7 +66,7 @@ def slices_with_boxes(image: NDArray[np.float32], spacing_mm: Sequence[float], b
         spacing_mm: X, Y, Z.
     """
     extent = np.array(image.shape) * np.asarray(spacing_mm, dtype=float)
-    shown = np.max([extent, *(box.sides_mm for box in boxes)], axis=0)
+    shown = np.max([extent, *(box.values for box in boxes)], axis=0)
     widths = [shown[horizontal] for _, _, horizontal, _ in PLANES]
     height = max(shown[vertical] for *_, vertical in PLANES)
     scale = 3 * PICTURE_INCHES / sum(widths)
@@ -96,7 +86,7 @@ def slices_with_boxes(image: NDArray[np.float32], spacing_mm: Sequence[float], b
             extent=(-half_width, half_width, -half_height, half_height),
         )
         for box in boxes:
-            width, tall = box.sides_mm[horizontal], box.sides_mm[vertical]
+            width, tall = box.values[horizontal], box.values[vertical]
             panel.add_patch(
                 Rectangle((-width / 2, -tall / 2), width, tall, fill=False, ec=box.colour, ls=box.style, lw=1.8)
             )

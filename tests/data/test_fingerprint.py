@@ -90,6 +90,7 @@ def test_bad_cases_are_listed_and_the_others_are_used(tmp_path: Path, monkeypatc
     for name, problems in found.bad_cases.items():
         assert name in problems[0]
         assert "\n" not in problems[0]
+        assert f"{name}_0000.nii.gz" in problems[0] and str(tmp_path) not in problems[0]
 
 
 def test_nothing_usable_is_an_error_with_the_first_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

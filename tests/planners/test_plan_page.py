@@ -16,7 +16,7 @@ from nnssl.planners.explain import Decision
 from nnssl.planners.glossary import meaning
 from nnssl.planners.plan_figures import CROP_COLOUR, GLOBAL_COLOUR, LOCAL_COLOUR, crop_boxes
 from nnssl.planners.plan_page import plan_page, write_plan_page
-from nnssl.visualization.plan_pictures import Box, slices_with_boxes
+from nnssl.visualization.plan_pictures import Mark, slices_with_boxes
 from tests.data.raw_scans import use_folders, write_dataset
 from tests.planners.browser import find_browser, open_page
 
@@ -74,14 +74,14 @@ def test_resized_views_are_drawn_as_shares_of_the_scan(planner: EncoderPlanner) 
     finetune, pretrain = planner.plan_finetune(), plan_together([planner]).geometry
     crop, large, small = crop_boxes((100.0, 200.0, 60.0), finetune, pretrain)
     geometry = finetune.geometry
-    assert crop.sides_mm == pytest.approx(np.multiply(geometry.crop, geometry.spacing_mm))
-    assert large.sides_mm == pytest.approx((100 * 0.74**0.5, 200 * 0.74**0.5, 60 * 0.75))  # middle of 0.48-1, 0.5-1
-    assert small.sides_mm == pytest.approx((100 * 0.32**0.5, 200 * 0.32**0.5, 60 * 0.35))  # of 0.16-0.48, 0.2-0.5
+    assert crop.values == pytest.approx(np.multiply(geometry.crop, geometry.spacing_mm))
+    assert large.values == pytest.approx((100 * 0.74**0.5, 200 * 0.74**0.5, 60 * 0.75))  # middle of 0.48-1, 0.5-1
+    assert small.values == pytest.approx((100 * 0.32**0.5, 200 * 0.32**0.5, 60 * 0.35))  # of 0.16-0.48, 0.2-0.5
 
 
 def test_a_box_of_half_the_scan_is_drawn_half_as_large() -> None:
-    picture = pixels(np.ones((40, 40, 40), dtype=np.float32), Box("half", (20.0, 20.0, 20.0), "#ff0000"))
-    whole = pixels(np.ones((40, 40, 40), dtype=np.float32), Box("whole", (40.0, 40.0, 40.0), "#ff0000"))
+    picture = pixels(np.ones((40, 40, 40), dtype=np.float32), Mark("half", (20.0, 20.0, 20.0), "#ff0000"))
+    whole = pixels(np.ones((40, 40, 40), dtype=np.float32), Mark("whole", (40.0, 40.0, 40.0), "#ff0000"))
     sides = [np.ptp(np.flatnonzero(red(each).any(axis=1))) for each in (picture, whole)]
     assert sides[0] / sides[1] == pytest.approx(0.5, abs=0.02)
 
@@ -90,13 +90,13 @@ def test_patient_right_and_anterior_are_at_the_left_and_head_and_anterior_at_the
     for axis, side in ((0, "left"), (2, "top")):
         scan = np.zeros((40, 40, 40), dtype=np.float32)
         np.moveaxis(scan, axis, 0)[20:] = 1.0  # right of the patient; towards the head
-        picture = pixels(scan, Box("none", (1.0, 1.0, 1.0), "#ff0000"))
+        picture = pixels(scan, Mark("none", (1.0, 1.0, 1.0), "#ff0000"))
         coronal = picture[60:-40, picture.shape[1] * 3 // 8 : picture.shape[1] * 5 // 8].mean(axis=-1)
         halves = np.array_split(coronal, 2, axis=1 if side == "left" else 0)
         assert halves[0].mean() > 3 * halves[1].mean()
 
 
-def pixels(scan: np.ndarray, box: Box) -> np.ndarray:
+def pixels(scan: np.ndarray, box: Mark) -> np.ndarray:
     return imread(io.BytesIO(slices_with_boxes(scan, (1.0, 1.0, 1.0), [box])))[..., :3]
 
 
