@@ -1,5 +1,6 @@
 """Voxel and millimetre arithmetic of scans, spacings, token grids and crops; every axis order is X Y Z."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,16 @@ def centres_inside(crop: ArrayLike, image: ArrayLike, patch: int) -> int:
         centres = (np.arange(side // patch) + 0.5) * patch - max(0.0, (side - voxels) / 2)
         counts.append(int(((centres >= 0) & (centres <= voxels)).sum()))
     return token_count(counts)
+
+
+def depth_axis(spacing_mm: Sequence[float]) -> int:
+    """The axis that crop policies treat apart from the plane of the other two: 0 X, 1 Y, 2 Z.
+
+    That of the largest spacing; where two share it (thin slices of a CT), they are the plane and the third is the
+    depth; of three equals Z. Spacings within 1 % count as equal.
+    """
+    largest = [axis for axis in range(3) if spacing_mm[axis] >= 0.99 * max(spacing_mm)]
+    return 3 - sum(largest) if len(largest) == 2 else largest[-1]
 
 
 def padding_share(crop: ArrayLike, image: ArrayLike) -> float:

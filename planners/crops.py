@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nnssl.data.stored_shape import StoredLimit
-from nnssl.geometry import ScanSizes, Triple, centres_inside, padding_share, token_count, triple, whole_tokens
-from nnssl.planners.storage import coarse_axis, stored_limit, threedino_views
+from nnssl.geometry import (
+    ScanSizes,
+    Triple,
+    centres_inside,
+    depth_axis,
+    padding_share,
+    token_count,
+    triple,
+    whole_tokens,
+)
+from nnssl.planners.storage import stored_limit, threedino_views
 
 Spacing = tuple[float, float, float]
 
@@ -113,7 +122,7 @@ def pretrain_crop(sizes: ScanSizes, patch: int, token_budget: int) -> PretrainCr
     grid = np.array(grow_grid(limit, 1 / extent, token_budget))
     local = np.maximum((grid + 1) // 2, np.minimum(grid, 2))
     views = sides(grid, patch), sides(local, patch)
-    limit = stored_limit(threedino_views(*views), coarse_axis(floats(base)))
+    limit = stored_limit(threedino_views(*views), depth_axis(floats(base)))
     median = sizes.median_shape(base)
     stored = np.array(limit.shape(median.tolist()), dtype=float)
     return PretrainCrop(floats(base), floats(median / stored), floats(stored), *views, patch, limit=limit)

@@ -12,10 +12,10 @@ from nnssl.data.cropping import crop_to_nonzero
 from nnssl.data.fingerprint import Fingerprint
 from nnssl.data.intake import RawDataset
 from nnssl.dataset_conversion.raw_dataset import Case
-from nnssl.geometry import ScanSizes
+from nnssl.geometry import ScanSizes, depth_axis
 from nnssl.planners.budgets import FinetunePlan, PretrainPlan
 from nnssl.planners.crops import PretrainCrop, Spacing, nnunet_spacing
-from nnssl.planners.storage import coarse_axis, threedino_views
+from nnssl.planners.storage import threedino_views
 from nnssl.visualization.plan_pictures import Mark, histograms, slices_with_boxes
 
 CROP_COLOUR, GLOBAL_COLOUR, LOCAL_COLOUR, NNUNET_COLOUR = "#ffb000", "#33c7ff", "#ff6ea9", "#555555"
@@ -86,7 +86,7 @@ def crop_boxes(extent_mm: Sequence[float], finetune: FinetunePlan, pretrain: Pre
         sides = [_sides_mm(view, pretrain.spacing_mm) for view in (pretrain.global_crop, pretrain.local_crop)]
         words = ("global crop of pretrain", "local crop")
     else:
-        axis, sides = coarse_axis(pretrain.spacing_mm), []
+        axis, sides = depth_axis(pretrain.spacing_mm), []
         for rule, _ in threedino_views(pretrain.global_crop, pretrain.local_crop):
             shares = [math.sqrt(sum(rule.area) / 2)] * 3
             shares[axis] = sum(rule.depth) / 2

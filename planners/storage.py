@@ -48,8 +48,3 @@ def threedino_views(global_crop: Triple, local_crop: Triple, config: ThreeDinoCo
         (CropRule(chosen.global_area, chosen.global_depth), global_crop),
         (CropRule(chosen.local_area, chosen.local_depth), local_crop),
     ]
-
-
-def coarse_axis(spacing_mm: Sequence[float]) -> int:
-    """Axis of the largest spacing, the last of equals; spacings within 1 % count as equal."""
-    return max(axis for axis in range(3) if spacing_mm[axis] >= 0.99 * max(spacing_mm))

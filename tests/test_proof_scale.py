@@ -1,8 +1,12 @@
 """Proof that a run is the same experiment on any number of processes and survives any kill (`make proof`)."""
 
+import json
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnssl.commands.plan_and_preprocess import main as plan_main
 from nnssl.trainers.checkpoints import LATEST, load_latest
 from nnssl.trainers.processes import REQUEUE
+from tests.toy_dataset import set_environment
 from tests.trainers.pretrain_processes import Job, final, finish, records, seen, start
 
 PATIENCE = 300  # seconds for a step
@@ -114,3 +120,60 @@ def test_fsdp_is_ddp_to_rounding_and_goes_on_with_another_number_of_processes(
         torch.testing.assert_close(
             value, replicated[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name} {text}"
         )
+
+
+HIPPOCAMPUS = "Dataset004_Hippocampus"
+PRETRAIN = ["4", "-t", "threedino", "-e", "vit_tiny_8", "-device", "cpu", "--set", "steps=60", "save_every=5"]
+SMALL = ["batch_size=4", "global_crop=[32,32,32]", "local_crop=[16,16,16]", "prototypes=256", "hidden=64"]
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 6), (2, 3)])
+def test_the_command_is_killed_on_real_scans_and_ends_with_the_same_bytes(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, kills: int
+) -> None:
+    set_environment(tmp_path, monkeypatch)
+    _take_scans(shared_data / HIPPOCAMPUS, tmp_path / "nnUNet_raw" / HIPPOCAMPUS)
+    assert plan_main(["-d", "4", "-e", "vit_tiny_8", "-c", "pretrain"]) == 0
+    assert _pretrain("whole", processes).wait() == 0
+    chance, log = random.Random(1), tmp_path / "nnUNet_results/pretrained/cut/log.jsonl"
+    for kill in range(kills):
+        running, least = _pretrain("cut", processes, *(["--c"] if kill else [])), _lines(log)
+        steps, deadline = chance.randint(1, 60 // kills), time.monotonic() + PATIENCE
+        while _lines(log) - least < steps:
+            least = min(least, _lines(log))  # a continued run drops what came after its checkpoint
+            assert running.poll() is None and time.monotonic() < deadline, "no step was made"
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert _pretrain("cut", processes, "--c").wait() == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(60))
+    whole, cut = (load_latest(log.parent.parent / name)[1] for name in ("whole", "cut"))
+    assert [key for key in whole["task"] if not torch.equal(whole["task"][key], cut["task"][key])] == []
+    files = [log.parent.parent / name / "encoder.safetensors" for name in ("whole", "cut")]
+    first, second = (file.read_bytes() for file in files)
+    assert len(first) == len(second) and first[-1_000_000:] == second[-1_000_000:]
+
+
+def _take_scans(source: Path, target: Path) -> None:
+    """Eight hippocampus scans without labels."""
+    (target / "imagesTr").mkdir(parents=True)
+    scans = sorted((source / "imagesTr").glob("*.nii.gz"))[:8]
+    for scan in scans:
+        shutil.copy(scan, target / "imagesTr")
+    facts = json.loads((source / "dataset.json").read_text())
+    (target / "dataset.json").write_text(json.dumps(facts | {"numTraining": len(scans)}))
+
+
+def _pretrain(run: str, processes: int, *words: str) -> subprocess.Popen[bytes]:
+    """`nnssl_pretrain` in a process group of its own, alone or under torchrun."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [*launcher, "nnssl.commands.pretrain", *PRETRAIN, *SMALL, "-run", run, *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ
+    )
+
+
+def _lines(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.is_file() else 0

@@ -12,6 +12,7 @@ from nnssl.data.mixing import check_weights
 from nnssl.data.stamp import check_stamp
 from nnssl.data.volumes import StoredFolder, stored_cases
 from nnssl.encoders.base import IntensityRange
+from nnssl.geometry import depth_axis
 from nnssl.paths import dataset_id, dataset_name, load_json, plans_in, preprocessed_folder
 from nnssl.recipe import RECIPES, PretrainRecipe
 from nnssl.trainers.splits import SPLITS_FILE, cases_of_fold, splits_for
@@ -37,9 +38,9 @@ class PretrainPlan:
     weights: dict[str, float] = field(default_factory=dict)  # of the data sets; empty: every image counts alike
 
     @property
-    def coarse_axis(self) -> int:
-        """Axis of the largest spacing (0 X, 1 Y, 2 Z), the last of equals; spacings within 1 % count as equal."""
-        return max(axis for axis in range(3) if self.spacing_mm[axis] >= 0.99 * max(self.spacing_mm))
+    def depth_axis(self) -> int:
+        """The axis that crops treat apart: 0 X, 1 Y, 2 Z (`geometry.depth_axis`)."""
+        return depth_axis(self.spacing_mm)
 
 
 def read_plan(datasets: Sequence[str], plans_name: str) -> PretrainPlan:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnssl import __version__
 from nnssl.config import from_dict, to_dict
 from nnssl.encoders import encoder_spec
-from nnssl.encoders.base import EncoderSpec
+from nnssl.encoders.base import Encoder, EncoderSpec
 from nnssl.paths import dataset_id, load_json, pretrained_folder, save_json
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
@@ -123,8 +123,8 @@ class EncoderWriter:
         self.encoder, self.task_config = copy.deepcopy(task.result()), to_dict(task.config)
         self.prefix = next(name for name, module in task.named_modules() if module is task.result()) + "."
 
-    def __call__(self, steps_done: int, task_state: dict[str, Tensor]) -> None:
-        """Write encoder.safetensors as it was after `steps_done` steps."""
+    def __call__(self, steps_done: int, task_state: dict[str, Tensor]) -> Encoder:
+        """Write encoder.safetensors as it was after `steps_done` steps; returns that encoder, a copy on the CPU."""
         encoder, plan = self.encoder, self.settings.plan
         own = {name: tensor for name, tensor in task_state.items() if name.startswith(self.prefix)}
         encoder.load_state_dict({name.removeprefix(self.prefix): tensor for name, tensor in own.items()})
@@ -149,6 +149,7 @@ class EncoderWriter:
             data=self.record,
         )
         save_encoder(self.path, encoder, header)
+        return encoder
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

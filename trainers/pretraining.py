@@ -16,6 +16,7 @@ from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers import checkpoints
 from nnssl.trainers.collapse import CollapseWatch
+from nnssl.trainers.flops import FlopMeter
 from nnssl.trainers.learning import Batch, Learner, not_finite
 from nnssl.trainers.optimiser import Rates, rates_at
 from nnssl.trainers.processes import check_divisible, told_by_first
@@ -75,7 +76,7 @@ def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe,
     learner = Learner(task, recipe, autocast=run.autocast, parallel=run.parallel, accumulate=run.accumulate)
     if state:
         learner.load_optimiser(state.pop("optimiser"))
-    first, watch = state.get("steps_done", 0), CollapseWatch(recipe)
+    first, watch, meter = state.get("steps_done", 0), CollapseWatch(recipe), FlopMeter(run.device, run.autocast)
     with StopRequest() as stop, Saver() as saver:
         run.watcher.started(first)
         stream = batches(first) if first < recipe.steps else iter(())
@@ -84,11 +85,12 @@ def pretrain(task: PretextTask, batches: BatchesFrom, *, recipe: PretrainRecipe,
             batch = _move(next(stream), run.device)
             loaded = time.perf_counter()
             rates = rates_at(step, recipe)
-            values = learner.learn(step, batch, rates)
+            with meter.counting():
+                values = learner.learn(step, batch, rates)
             if problem := not_finite(values) or watch.see(step, values):
                 saver.finish()
                 raise _stopped(step, problem, run.folder)
-            run.watcher.stepped(step, values | _costs(rates, recipe, begun, loaded))
+            run.watcher.stepped(step, values | _costs(rates, recipe, meter, begun=begun, loaded=loaded))
             saver.check()
             stopping, done = stop.made(run.device), step + 1
             if done == recipe.steps or ((stopping or done % recipe.save_every == 0) and not watch.suspicious):
@@ -107,14 +109,15 @@ def _move(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _costs(rates: Rates, recipe: PretrainRecipe, begun: float, loaded: float) -> dict[str, float]:
-    now = time.perf_counter()
+def _costs(rates: Rates, recipe: PretrainRecipe, meter: FlopMeter, *, begun: float, loaded: float) -> dict[str, float]:
+    seconds = time.perf_counter() - begun
     return {
         "lr": rates.lr,
         "weight_decay": rates.weight_decay,
-        "seconds": now - begun,
+        "seconds": seconds,
         "seconds_data": loaded - begun,
-        "samples_per_s": recipe.batch_size / (now - begun),
+        "samples_per_s": recipe.batch_size / seconds,
+        **meter.rates(seconds),
     }
 
 

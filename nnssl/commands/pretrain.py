@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 
 from nnssl.commands import command_line
 from nnssl.commands.pretrain_list import print_tables
+from nnssl.commands.pretrain_text import print_files, print_header
 from nnssl.config import knows, override
 from nnssl.data.exclusion import read_exclusions
 from nnssl.data.volumes import PreparedSamples, StoredVolumes, batches, default_workers
@@ -23,18 +23,12 @@ from nnssl.paths import dataset_name
 from nnssl.pretext import build_task, task_named
 from nnssl.recipe import STAGES, PretrainRecipe
 from nnssl.trainers.cluster import KNOWN, is_queued, read_wishes, submit
-from nnssl.trainers.pretrain_log import CURVES, LOG, TENSORBOARD, RunLog
+from nnssl.trainers.following import Follower, Watching, checked_every, looks_at, saving
+from nnssl.trainers.loggers import LOGGERS, RunCard, check_loggers
+from nnssl.trainers.pretrain_log import RunLog
 from nnssl.trainers.pretrain_plan import folders_of, read_plan, weighted
-from nnssl.trainers.pretrain_run import (
-    CONFIG_FILE,
-    ENCODER_FILE,
-    EncoderWriter,
-    RunSettings,
-    is_begun,
-    record_run,
-    run_folder,
-)
-from nnssl.trainers.pretraining import CHECKPOINT, Run, autocast_dtype, pretrain
+from nnssl.trainers.pretrain_run import EncoderWriter, RunSettings, is_begun, record_run, run_folder
+from nnssl.trainers.pretraining import Run, autocast_dtype, pretrain
 from nnssl.trainers.processes import (
     PARALLEL,
     REQUEUE,
@@ -86,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_mixture(parser)
     _add_stage(parser)
     _add_processes(parser)
+    _add_following(parser)
     command_line.add_device(parser)
     words = sys.argv[1:] if argv is None else list(argv)
     return command_line.run(lambda arguments: _work(arguments, words), parser, words)
@@ -130,6 +125,24 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_following(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a run is watched; they do not change what is learnt, and a continued run may change them."""
+    parser.add_argument(
+        "-logger", nargs="+", default=["tensorboard"], metavar="LOGGER",
+        help=f"[OPTIONAL] where numbers go besides log.jsonl, of: {', '.join(LOGGERS)}; default tensorboard",
+    )  # fmt: skip
+    parser.add_argument(
+        "-probe_dataset", metavar="DATASET",
+        help="[OPTIONAL] score the encoder so far on labelled scans of this preprocessed data set: nearest neighbours "
+        "and a linear probe on 16 crops",
+    )  # fmt: skip
+    parser.add_argument(
+        "-probe_every", type=int, metavar="N",
+        help="[OPTIONAL] steps between pictures of features, and probes; a multiple of save_every; 0: never; default: "
+        "about 20 per run",
+    )  # fmt: skip
+
+
 def _work(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     if arguments.list:
         if arguments.t:
@@ -137,6 +150,7 @@ def _work(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         print_tables(arguments.t)
         return 0
     settings, task_assignments = _settings(arguments)
+    watching = _watching(arguments, settings.recipe)
     name = arguments.run or settings.default_name()
     if arguments.slurm and not is_queued():
         return _queue(arguments, words, name)
@@ -150,7 +164,7 @@ def _work(arguments: argparse.Namespace, words: Sequence[str]) -> int:
             parallel=arguments.parallel,
             accumulate=arguments.accumulate,
         )
-        return _train(settings, task_assignments, run, exclude=arguments.exclude)
+        return _train(settings, task_assignments, run, watching=watching, exclusions=read_exclusions(arguments.exclude))
 
 
 def _queue(arguments: argparse.Namespace, words: Sequence[str], name: str) -> int:
@@ -160,10 +174,12 @@ def _queue(arguments: argparse.Namespace, words: Sequence[str], name: str) -> in
     return 0
 
 
-def _train(settings: RunSettings, task_assignments: Sequence[str], run: Run, *, exclude: Sequence[Path]) -> int:
+def _train(
+    settings: RunSettings, task_assignments: Sequence[str], run: Run, *, watching: Watching, exclusions: Sequence[str]
+) -> int:
     recipe, device = settings.recipe, run.device
     check_divisible(recipe.batch_size, run.accumulate)
-    volumes = StoredVolumes(folders_of(settings.plan, settings.fold, read_exclusions(exclude)), settings.min_side)
+    volumes = StoredVolumes(folders_of(settings.plan, settings.fold, exclusions), settings.min_side)
     torch.manual_seed(recipe.seed)
     task = build_task(settings.task, settings.encoder, recipe, task_assignments)
     start = read_start(settings.start) if settings.start else None
@@ -175,16 +191,21 @@ def _train(settings: RunSettings, task_assignments: Sequence[str], run: Run, *, 
     load = partial(batches, samples, recipe.batch_size, workers=workers, pin_memory=pinned, share=(rank(), world()))
     with contextlib.ExitStack() as closing:
         if rank() == 0:
-            record = record_run(run.folder, settings.as_json(task), cases=volumes.cases, resume=run.resume)
+            looks = looks_at(watching, settings, volumes, folder=run.folder, exclusions=exclusions)
+            values = settings.as_json(task)
+            record = record_run(run.folder, values, cases=volumes.cases, resume=run.resume)
             if start is not None:
                 record = all_cases(start, record, volumes.cases)
-            _print_header(settings, volumes, run.folder, device)
-            log = RunLog(run.folder, recipe, EncoderWriter(run.folder, task, settings, record=record))
+            print_header(settings, volumes, run.folder, device=device, watching=watching)
+            writer = EncoderWriter(run.folder, task, settings, record=record)
+            follower = Follower(watching.every, recipe.steps, device=device, looks=looks)
+            card = RunCard(run.folder, run.folder.name, values)
+            log = RunLog(card, recipe, saving(writer, follower), loggers=watching.loggers)
             closing.callback(log.close)
             run = dataclasses.replace(run, watcher=log)
         steps_done = pretrain(task, lambda first: load(first_step=first), recipe=recipe, run=run)
     if rank() == 0:
-        _print_files(run.folder, steps_done, recipe.steps)
+        print_files(run.folder, steps_done, recipe.steps)
     return 0 if steps_done == recipe.steps else REQUEUE
 
 
@@ -212,12 +233,19 @@ def _settings(arguments: argparse.Namespace) -> tuple[RunSettings, list[str]]:
         raise ValueError(f"--stage {arguments.stage}: it starts from an earlier run; give -pretrained_run RUN")
     changes = {**task.RECIPE, **(stage.recipe if stage else {})}
     recipe = override(dataclasses.replace(plan.recipe, **changes), for_recipe)
-    if knows(task.Config, "depth_axis"):  # the axis that a task crops apart is the coarse one, unless the user says so
-        for_task = [f"depth_axis={plan.coarse_axis}", *for_task]
+    if knows(task.Config, "depth_axis"):  # the axis that a task crops apart is the plan's, unless the user says so
+        for_task = [f"depth_axis={plan.depth_axis}", *for_task]
     min_side = arguments.min_side if arguments.min_side is not None else stage.min_side if stage else 0
     settings = RunSettings(name, plan, recipe, arguments.f, min_side, arguments.stage, arguments.pretrained_run)
     check_crop(settings.encoder, recipe.global_crop)
     return settings, for_task
+
+
+def _watching(arguments: argparse.Namespace, recipe: PretrainRecipe) -> Watching:
+    """How the run is watched, checked as far as no data are needed."""
+    check_loggers(arguments.logger)
+    dataset = dataset_name(arguments.probe_dataset) if arguments.probe_dataset else None
+    return Watching(checked_every(arguments.probe_every, recipe), dataset, tuple(arguments.logger))
 
 
 def _check_known(assignments: Sequence[str], config: type) -> None:
@@ -229,44 +257,6 @@ def _check_known(assignments: Sequence[str], config: type) -> None:
 
 def _names(config: type) -> list[str]:
     return [field.name for field in dataclasses.fields(config)]
-
-
-def _print_header(settings: RunSettings, volumes: StoredVolumes, folder: Path, device: torch.device) -> None:
-    plan, recipe = settings.plan, settings.recipe
-    tokens = [math.prod(settings.encoder.token_grid(crop)) for crop in (recipe.global_crop, recipe.local_crop)]
-    passes = recipe.steps * recipe.batch_size / len(volumes)
-    left_out = f", {volumes.left_out} image(s) below {settings.min_side} voxels left out" if volumes.left_out else ""
-    fold = "" if settings.fold is None else f", without the validation cases of fold {settings.fold}"
-    print(f"pretraining {plan.encoder} with {settings.task} on {', '.join(plan.datasets)} ({plan.name})")
-    print(f"  data      {len(volumes.cases)} cases, {len(volumes)} images{fold}{left_out}")
-    if plan.weights:
-        total = sum(plan.weights.values())
-        print(f"  mixed     {', '.join(f'{100 * plan.weights[name] / total:.3g} % {name}' for name in plan.weights)}")
-    print(f"  spacing   {_times(plan.spacing_mm)} mm, intensity {plan.intensity}")
-    local = f", local {_times(recipe.local_crop)} ({tokens[1]} tokens)" if settings.task == "threedino" else ""
-    print(f"  crops     global {_times(recipe.global_crop)} ({tokens[0]} tokens){local}")
-    print(f"  training  {recipe.steps} steps of batch {recipe.batch_size} = {passes:.1f} passes over the images")
-    precision = {torch.bfloat16: "bfloat16", None: "float32"}[autocast_dtype(device)]
-    print(f"  compute   {world()} process(es) on {device.type}, {precision}, {default_workers()} data workers")
-    print(f"  output    {folder}", flush=True)
-
-
-def _print_files(folder: Path, steps_done: int, steps: int) -> None:
-    stopped = f"stopped as asked after {steps_done} of {steps} steps, --c continues"
-    print(f"{'done' if steps_done == steps else stopped}; files in {folder}:")
-    for name, what in (
-        (ENCODER_FILE, "the encoder, for nnssl_train -pretrained_weights"),
-        (CHECKPOINT, "the whole state, for --c"),
-        (CONFIG_FILE, "settings and salted hashes of the cases"),
-        (LOG, "losses and rates per step"),
-        (CURVES, "the same as a picture"),
-        (TENSORBOARD, "the same for TensorBoard"),
-    ):
-        print(f"  {name:<21} {what}")
-
-
-def _times(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
 
 
 if __name__ == "__main__":  # torchrun -m nnssl.commands.pretrain

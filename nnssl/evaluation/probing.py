@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from nnssl.encoders.base import Encoder, TokenEncoder, to_encoder_range
 from nnssl.evaluation.metrics import dice
@@ -43,7 +44,7 @@ class ProbeCase:
 
 @torch.no_grad()
 def frozen_case(encoder: Encoder, volume: Tensor, labels: Tensor) -> ProbeCase:
-    """Features of a whole scan, padded at the end with background to a multiple that the encoder takes.
+    """Features of a whole scan, padded at the end with background to a multiple that the encoder takes; on the CPU.
 
     Args:
         volume: (1, X, Y, Z) stored intensities in [0, 1].
@@ -52,16 +53,17 @@ def frozen_case(encoder: Encoder, volume: Tensor, labels: Tensor) -> ProbeCase:
     x, y, z = labels.shape
     multiple = encoder.spec.crop_multiple
     padding = [end for side in (z, y, x) for end in (0, -side % multiple)]
+    device = next(encoder.parameters(), volume).device
     scaled = to_encoder_range(F.pad(volume, padding).clamp(0, 1), encoder.spec.intensity.encoder_range)
-    maps = frozen_maps(encoder, scaled[None])
-    return ProbeCase([one[0].half() for one in maps], F.pad(labels.long(), padding), (x, y, z))
+    maps = frozen_maps(encoder, scaled[None].to(device))
+    return ProbeCase([one[0].half().cpu() for one in maps], F.pad(labels.long(), padding), (x, y, z))
 
 
 def frozen_maps(encoder: Encoder, volume: Tensor) -> list[Tensor]:
     """The last four layers of a plain transformer, or all maps of a pyramid, of (B, C, X, Y, Z)."""
     encoder.eval()
     if isinstance(encoder, TokenEncoder):
-        return encoder.layer_maps(volume, range(encoder.spec.depth - LAYERS, encoder.spec.depth))
+        return encoder.layer_maps(volume, range(max(0, encoder.spec.depth - LAYERS), encoder.spec.depth))
     return encoder(volume).maps
 
 
@@ -71,7 +73,8 @@ class LinearProbe(nn.Module):
     def __init__(self, cases: Sequence[ProbeCase], classes: int) -> None:
         super().__init__()
         self.moments = [_moments([case.maps[level] for case in cases]) for level in range(len(cases[0].maps))]
-        self.weights = nn.ModuleList(nn.Conv3d(len(mean), classes, 1) for mean, _ in self.moments)
+        # skip_init: nothing is drawn from the global generator, which a pretraining beside this may be using
+        self.weights = nn.ModuleList(skip_init(nn.Conv3d, len(mean), classes, 1) for mean, _ in self.moments)
         for layer in self.weights:
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -90,6 +93,15 @@ class LinearProbe(nn.Module):
         levels = zip(self.weights, features, strict=True)
         total = torch.stack([layer(feature[None])[0, :, :, 0, 0] for layer, feature in levels]).sum(0)
         return total.T
+
+    def features_at(self, case: ProbeCase, voxels: Tensor) -> list[Tensor]:
+        """Standardised features (C, voxels, 1, 1) of every map at (voxels, 3), interpolated as the logits are."""
+        grid = (2 * voxels + 1) / torch.tensor(case.labels.shape) - 1  # voxel centres, as in F.interpolate
+        grid = grid.flip(-1)[None, :, None, None].float()
+        return [
+            F.grid_sample(self.standard(one, level)[None], grid, padding_mode="border", align_corners=False)[0]
+            for level, one in enumerate(case.maps)
+        ]
 
     def standard(self, one: Tensor, level: int) -> Tensor:
         """A map (C, X, Y, Z) with mean 0 and deviation 1 over the training cases."""
@@ -121,13 +133,7 @@ def drawn_voxels(probe: LinearProbe, case: ProbeCase, count: int, generator: tor
     expected = len(drawn[0]) / len(flat) + share / amounts.float()  # how often a voxel of each label is drawn
     weight = 1 / expected[torch.searchsorted(values, flat[position])]
     voxels = torch.stack(torch.unravel_index(position, case.shape), -1)
-    grid = (2 * voxels + 1) / torch.tensor(case.labels.shape) - 1  # voxel centres, as in F.interpolate
-    grid = grid.flip(-1)[None, :, None, None].float()
-    features = [
-        F.grid_sample(probe.standard(one, level)[None], grid, padding_mode="border", align_corners=False)[0]
-        for level, one in enumerate(case.maps)
-    ]
-    return DrawnVoxels(features, flat[position], weight)
+    return DrawnVoxels(probe.features_at(case, voxels), flat[position], weight)
 
 
 def train_probe(

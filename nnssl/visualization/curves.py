@@ -43,11 +43,11 @@ def draw_curves(
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), dpi=100, layout="constrained")
-    thinned = records[:: max(1, math.ceil(len(records) / MAX_POINTS))]
     for position, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
         for name in _expand(names, records):
-            points = [(record["step"], record[name]) for record in thinned if name in record]
+            every = [(record["step"], record[name]) for record in records if name in record]
+            points = every[:: max(1, math.ceil(len(every) / MAX_POINTS))]
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 20 else None)
         if len(axes.lines) > 1:
             axes.legend(fontsize="small")

@@ -237,7 +237,7 @@ def test_percentile_intensity_works_in_worker_processes(environment: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_stock_command_gives_the_same_label_maps_on_real_ct_but_for_near_ties(
+def test_stock_command_gives_the_same_label_maps_on_real_ct(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = shared_data / "Dataset101_HeadNeckCT"
@@ -254,20 +254,33 @@ def test_stock_command_gives_the_same_label_maps_on_real_ct_but_for_near_ties(
     settings = ["--set", "epochs=1", "iterations_per_epoch=2", "val_iterations=1", "lr=1e-3", "batch_size=1"]
     words = ["101", "3d_fullres", "0", "-p", plans, "--random_frozen", "-run", "a", "-device", "cpu", "--no_validation"]
     assert train_main([*words, *settings]) == 0
+    _resample_by_nnunets_function(tmp_path / "nnUNet_results" / source.name)
     (tmp_path / "in").mkdir()
     for scan in sorted((source / "imagesTr").iterdir())[5:7]:
         shutil.copy(scan, tmp_path / "in")
     common = ["-i", str(tmp_path / "in"), "-d", "101", "-c", "3d_fullres", "-tr", "FrozenEncoderTrainer", "-f", "0"]
     common += ["-p", f"{plans}_a", "--disable_tta", "-step_size", "1", "-device", "cpu"]
-    assert main([*common, "-o", str(tmp_path / "ours")]) == 0
-    stock = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
-    subprocess.run(
-        [sys.executable, "-c", stock, *common, "-o", str(tmp_path / "stock"), "-npp", "1", "-nps", "1"], check=True
-    )
+    commands = {
+        "ours": "import sys; from nnssl.commands.predict import main; sys.exit(main())",
+        "stock": "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()",
+    }
+    for name, command in commands.items():
+        words = [*common, "-o", str(tmp_path / name), "-npp", "1", "-nps", "1"]
+        subprocess.run([sys.executable, "-c", command, *words], check=True)
     written = sorted(path.name for path in (tmp_path / "ours").glob("*.nii.gz"))
     assert len(written) == 2
     for name in written:
         ours, theirs = (label_map(tmp_path / folder / name) for folder in ("ours", "stock"))
         assert len(np.unique(ours)) > 1
-        # our resampling is stock's to 2e-6; two steps of training leave many voxels undecided (0.994, 0.999 agree)
-        assert ours.shape == theirs.shape and (ours == theirs).mean() > 0.98
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _resample_by_nnunets_function(results: Path) -> None:
+    """Ours is that function to 2e-6 (test_resampling.py), which bfloat16 turns into other labels of undecided voxels.
+
+    The order along a separate axis matters for neither, but with it the plan no longer names what we replace.
+    """
+    (path,) = results.glob("*/plans.json")
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"]["order_z"] = 1
+    path.write_text(json.dumps(plans))

@@ -246,9 +246,9 @@ def test_stock_plans_are_refused(root: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("spacing", "axis"), [([1, 1, 1], 2), ([5, 1, 1], 0), ([0.7, 2.0, 0.7], 1), ([1, 1.005, 1], 2)]
 )
-def test_depth_is_the_coarse_axis_of_the_plan(root: Path, spacing: list[float], axis: int) -> None:
+def test_depth_is_the_axis_that_the_plan_says(root: Path, spacing: list[float], axis: int) -> None:
     add_dataset(root, "Dataset905_Depth", ["a"], spacing=spacing)
-    assert pretrain.read_plan(["Dataset905_Depth"], PLANS).coarse_axis == axis
+    assert pretrain.read_plan(["Dataset905_Depth"], PLANS).depth_axis == axis
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

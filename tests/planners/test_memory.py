@@ -41,17 +41,18 @@ def saved_per_sample(plan: NetworkPlan, crop: tuple[int, int, int]) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     counts = []
     for batch in (1, 2):
-        saved: dict[int, torch.Tensor] = {}
+        saved: dict[int, int] = {}  # address -> bytes
 
-        def note(tensor: torch.Tensor, saved: dict[int, torch.Tensor] = saved) -> torch.Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+        def note(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # a saved output that kept its graph would never be freed
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             logits = network(torch.rand(batch, plan.input_channels, *crop))
             loss = torch.nn.functional.cross_entropy(logits, torch.zeros(batch, *crop, dtype=torch.long))
         assert loss.requires_grad
-        counts.append(sum(kept.untyped_storage().nbytes() for address, kept in saved.items() if address not in own))
+        counts.append(sum(size for address, size in saved.items() if address not in own))
     return counts[1] - counts[0]
 
 

@@ -7,8 +7,9 @@ import torch
 
 from nnssl.data.stored_shape import StoredLimit
 from nnssl.encoders import encoder_spec
+from nnssl.geometry import depth_axis
 from nnssl.planners.budgets import plan_pretrain, with_stored_views
-from nnssl.planners.storage import coarse_axis, stored_limit, threedino_views
+from nnssl.planners.storage import stored_limit, threedino_views
 from nnssl.pretext.threedino import ThreeDinoConfig
 from nnssl.transforms.views import CropRule, random_box
 from tests.planners.test_crops import scans
@@ -71,4 +72,8 @@ def test_shares_of_the_task_decide() -> None:
 
 
 def test_the_depth_axis_is_the_coarse_one() -> None:
-    assert [coarse_axis(spacing) for spacing in ((1, 1, 1), (1, 5, 1), (3.0, 1, 2.99))] == [2, 1, 2]
+    assert [depth_axis(spacing) for spacing in ((1, 1, 1), (1, 5, 1), (3.0, 1, 2.5))] == [2, 1, 0]
+
+
+def test_two_axes_of_equal_spacing_are_the_plane() -> None:
+    assert [depth_axis(spacing) for spacing in ((1.5, 1.5, 1), (3.0, 1, 2.99), (0.5, 2, 2))] == [2, 1, 0]
