@@ -73,6 +73,7 @@ def test_label_maps_are_those_of_stock_nnunet(environment: Path, tmp_path: Path,
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "step"), [([], 0.25), (["-step_size", "0.5"], 0.5)])
 def test_crops_overlap_as_the_recipe_says_unless_told_otherwise(
     environment: Path, tmp_path: Path, words: list[str], step: float

@@ -358,6 +358,7 @@ def test_real_scans_go_from_raw_folder_to_encoder(
     assert seen_cases(header.data, name, splits[1]["val"]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_what_a_task_pretrains_comes_back_from_an_nnunet_checkpoint_with_the_same_features(
     root: Path, task: str
