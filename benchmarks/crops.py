@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 from nnssl.data.case_store import StoredCase, write_case
 from nnssl.data.resampling import resample_image
 from nnssl.data.seeds import generator_at
-from nnssl.data.volumes import PreparedSamples, StoredFolder, StoredVolumes
+from nnssl.data.volumes import PreparedSamples, StoredFolder, StoredVolumes, batches
 from nnssl.encoders import encoder_spec
 from nnssl.planners.storage import stored_limit, threedino_views
 from nnssl.pretext import build_task
@@ -77,7 +77,7 @@ def made(name: str, work: Path) -> tuple[Path, Path]:
         torch.save(scan[None] * 2 - 1, cache)
         shape = stored_limit(threedino_views(GLOBAL, LOCAL), DEPTH_AXIS).shape(SHAPES[name])
         image = resample_image(scan.numpy(), shape, antialias=True).astype(np.float16)[None]
-        write_case(folder, name, StoredCase(image, np.zeros(image.shape, np.int16), {}), crop=GLOBAL, key="")
+        write_case(folder, name, StoredCase(image, np.zeros(image.shape, np.int16), {}), key="")
     return cache, folder
 
 
@@ -92,13 +92,8 @@ def synthetic(shape: tuple[int, int, int], random: np.random.Generator) -> Tenso
 
 def ours_from_file(volumes: StoredVolumes, task: PretextTask) -> Sampler:
     """Batches as `nnssl_pretrain` prepares and augments them, in one process."""
-    samples = PreparedSamples(volumes, task.prepare, seed=0)
-
-    def batch(number: int) -> object:
-        views = default_collate([samples[number * BATCH + k] for k in range(BATCH)])
-        return task.augment(views, generator_at(0, 2, number))
-
-    return batch
+    stream = batches(PreparedSamples(volumes, task.prepare, seed=0), BATCH)
+    return lambda number: task.augment(next(stream), generator_at(0, 2, number))
 
 
 def ours_from_memory(volume: Tensor, task: PretextTask) -> Sampler:
@@ -112,7 +107,7 @@ def ours_from_memory(volume: Tensor, task: PretextTask) -> Sampler:
 
 
 def monai_chain(read: Callable[[], Tensor]) -> Sampler:
-    """The published augmentation with MONAI's transforms, view by view; neither masks nor collation."""
+    """The published augmentation with MONAI's transforms, view by view, and its collation to float16; without masks."""
     one_of_three = [
         transforms.RandAdjustContrast(prob=0.8, gamma=(0.5, 2.0)),
         transforms.RandGaussianNoise(prob=0.8, std=0.002),
@@ -129,14 +124,15 @@ def monai_chain(read: Callable[[], Tensor]) -> Sampler:
     resize = {size: transforms.Resize(size, mode="trilinear") for size in (GLOBAL, LOCAL)}
 
     def batch(number: int) -> object:
-        generator, views = generator_at(0, 1, number), []
+        generator = generator_at(0, 1, number)
+        views: dict[tuple[int, ...], list[Tensor]] = {GLOBAL: [], LOCAL: []}
         for _ in range(BATCH):
             volume = read()
             for rule, size, chain in families:
                 shape = volume.shape[1], volume.shape[2], volume.shape[3]
                 box = random_box(shape, rule, size=size, depth_axis=DEPTH_AXIS, generator=generator)
-                views.append(chain(resize[size](volume[(slice(None), *box)])))
-        return views
+                views[size].append(chain(resize[size](volume[(slice(None), *box)])))
+        return [torch.stack(crops).half() for crops in views.values()]
 
     return batch
 

@@ -96,6 +96,7 @@ class PretrainRecipe:
     collapse_entropy: float = 0.001  # "teacher_entropy" closer than this to 0 or 1
     save_every: int = 500  # steps between checkpoints
     milestone_every: int = 12_500  # steps between checkpoints that stay (the paper's second stage starts at 112,500)
+    recompute: bool = False  # blocks of the encoder in the backward pass: less memory, up to a third more time
     seed: int = 0
 
     def __post_init__(self) -> None:

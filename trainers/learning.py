@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from nnssl.data.seeds import derived_seed, generator_at
 from nnssl.layers.joint_batch import joint_batch
+from nnssl.layers.recomputation import recompute
 from nnssl.losses.processes import rank, summed, world
 from nnssl.pretext.base import PretextTask
 from nnssl.recipe import PretrainRecipe
-from nnssl.trainers.optimiser import Rates, build_optimiser, set_rates
+from nnssl.trainers.optimiser import Rates, blocks_of, build_optimiser, set_rates
 from nnssl.trainers.processes import gradients_stay, shared_over_processes
 from nnssl.trainers.sharding import shard_state, whole, whole_on_cpu
 
@@ -41,6 +42,10 @@ class Learner:
     ) -> None:
         self.task, self.recipe, self.autocast, self.accumulate = task, recipe, autocast, accumulate
         self.device = next(task.parameters()).device
+        if recipe.recompute:
+            for part in task.trained_parts().values():
+                blocks = blocks_of(name for name, _ in part.named_parameters())
+                recompute(part, [block.removesuffix(".") for block in blocks])
         self.network = shared_over_processes(task, parallel)
         self.optimiser = build_optimiser(task.trained_parts(), recipe)
 

@@ -24,7 +24,11 @@ from nnssl.trainers.saving import Saver
 from nnssl.trainers.signals import StopRequest
 
 CHECKPOINT = checkpoints.LATEST
-FREE_TO_CHANGE = ("save_every", "milestone_every")  # in a continued run
+FREE_TO_CHANGE = (
+    "save_every",
+    "milestone_every",
+    "recompute",
+)  # in a continued run: nothing that is learnt depends on them
 
 BatchesFrom = Callable[[int], Iterator[Batch]]
 
@@ -171,7 +175,7 @@ def _agreed_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def check_same_settings(saved: dict[str, object], now: dict[str, object]) -> None:
-    """A continued run keeps its settings, all but how often it saves; otherwise it would not be the same run."""
+    """A continued run keeps its settings, all but FREE_TO_CHANGE; otherwise it would not be the same run."""
     changed = [name for name in saved | now if saved.get(name) != now.get(name) and name not in FREE_TO_CHANGE]
     if changed:
         named = ", ".join(f"{name}={saved.get(name)} became {now.get(name)}" for name in changed)

@@ -39,7 +39,7 @@ class LazyVolume:
         if self._whole is None and np.prod(edges) > WHOLE_SHARE * self.shape.numel():
             self._whole = self._read(())
         crop = self._read(tuple(sides)) if self._whole is None else self._whole[tuple(sides)]
-        return crop.float().contiguous()[None][channel]
+        return crop.contiguous().float()[None][channel]  # in this order: converting strided voxels takes twice as long
 
     def _read(self, box: tuple[slice, ...]) -> Tensor:
         """In the stored type, so that a whole volume that is kept takes no more than it must."""
@@ -47,7 +47,7 @@ class LazyVolume:
             values = torch.from_numpy(np.asarray(self._stored[(self.channel, *box)]))
         except (RuntimeError, ValueError, OSError) as error:
             raise damaged(self.path, str(error)) from error
-        if not torch.isfinite(values.sum(dtype=torch.float32)):
+        if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
             raise damaged(self.path, "it holds NaN or infinite voxels")
         return values
 

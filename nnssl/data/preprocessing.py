@@ -156,7 +156,7 @@ class NnsslPreprocessor(DefaultPreprocessor):
         for target in targets:
             configuration = plans.get_configuration(target.configuration)
             stored = self.resample(scan, plans, configuration, dataset_json)
-            write_case(target.folder, case.identifier, stored, crop=configuration.patch_size, key=target.key)
+            write_case(target.folder, case.identifier, stored, key=target.key)
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int

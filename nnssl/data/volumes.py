@@ -174,7 +174,17 @@ class _Numbers:
 
 
 def _collate(items: list[Sample | Exception]) -> Sample | Exception:
+    samples: list[Sample] = []
     for item in items:
         if isinstance(item, Exception):
             return item
-    return default_collate(items)
+        samples.append(item)
+    return {name: _view_major([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _view_major(stacks: list[Tensor]) -> Tensor:
+    """(B, V, ...) of B stacks (V, ...); in memory first views, then second ones, which is how tasks take them."""
+    if not stacks[0].ndim:
+        return default_collate(stacks)
+    views = default_collate([view for same in zip(*stacks, strict=True) for view in same])
+    return views.unflatten(0, (-1, len(stacks))).transpose(0, 1)

@@ -1,5 +1,7 @@
 """Projection head of DINO and iBOT: MLP, L2-normalised bottleneck, weight-normalised prototypes."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,17 +32,22 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.last_layer = Prototypes(bottleneck, prototypes, trained_gain)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, use: "Callable[[Tensor, Prototypes], Tensor] | None" = None) -> Tensor:
         """(rows, width) -> (rows, prototypes) float32 logits; 0 rows are allowed.
 
         Bottleneck norm and prototypes run outside autocast: logits are divided by temperatures down to 0.04, where the
         rounding of a bf16 logit (0.4 %) would move a target by 10 %; and a bf16 copy would not spare the float32 one
         that the losses need.
+
+        Args:
+            use: what to return instead of logits, of the unit rows (rows, bottleneck) and the prototypes. It is called
+                here because a network that is spread over processes is whole only while its `forward` runs.
         """
         bottleneck = self.mlp(features)
         with torch.autocast(bottleneck.device.type, enabled=False):
             unit = bottleneck if bottleneck.dtype == torch.float64 else bottleneck.float()
-            return self.last_layer(F.normalize(unit, eps=1e-12, dim=-1))
+            unit = F.normalize(unit, eps=1e-12, dim=-1)
+            return self.last_layer(unit) if use is None else use(unit, self.last_layer)
 
 
 class Prototypes(nn.Module):
@@ -59,4 +66,4 @@ class Prototypes(nn.Module):
     def forward(self, unit: Tensor) -> Tensor:
         """(rows, width) of length 1 -> (rows, prototypes): gain times cosine similarity."""
         scale = self.weight_g / self.weight_v.norm(dim=1, keepdim=True)
-        return F.linear(unit, self.weight_v * scale)
+        return F.linear(unit, self.weight_v).mul_(scale.T)  # no scaled copy of the weights

@@ -1,4 +1,4 @@
-"""Self-distillation losses: targets from teacher logits, DINO, iBOT and KoLeo (DINOv2, arXiv:2304.07193; 3DINO).
+"""Self-distillation: targets from teacher logits, what they weigh in DINO and iBOT, KoLeo (arXiv:2304.07193; 3DINO).
 
 All functions compute in float32 at least and outside autocast: differences of large exponentials do not survive bf16.
 Every function works with and without an initialised process group; "rows" are the samples of one process, `scope` says
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnssl.losses.processes import gathered, highest, summed
+from nnssl.losses.prototypes import Aims, pieces
 
 KOLEO_EPS = 1e-8  # reference: both inside the distance and inside the logarithm
 
@@ -19,38 +20,50 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, *, iterations: int = 3, s
     """Teacher targets with equally used prototypes (Caron et al. 2020, arXiv:2006.09882, appendix A).
 
     Args:
-        logits: (rows, K) teacher logits; the rows within `scope` form one problem. 0 rows are allowed.
+        logits: (rows, K) teacher logits in float32 or float64, overwritten: a second matrix would double the memory of
+            65,536 prototypes. The rows within `scope` form one problem. 0 rows are allowed.
         temperature: > 0; 0.04 to 0.07 in 3DINO.
 
     Returns:
-        (rows, K) float32 (float64 stays), every row sums to 1. The maximum of each prototype is subtracted before
+        (rows, K) in the memory of the logits; every row sums to 1. The maximum of each prototype is subtracted before
         exp, which the first normalisation cancels exactly; the reference overflows for logits/temperature > 88.
         A row that lies more than 87 * temperature below the best of *every* prototype vanishes (0) instead of NaN.
     """
-    scaled = _full_precision(logits) / temperature
-    prototypes = scaled.shape[1]
-    rows = summed(scaled.new_full((), len(scaled)), scope)
-    peaks = scaled.amax(0) if len(scaled) else scaled.new_full((prototypes,), -torch.inf)
-    targets = scaled.sub_(highest(peaks, scope)).exp_()
-    tiny = torch.finfo(targets.dtype).tiny
+    targets = logits.div_(temperature)
+    tiny, prototypes = torch.finfo(targets.dtype).tiny, targets.shape[1]
+    rows = summed(targets.new_full((), len(targets)), scope)
+    peaks = highest(targets.amax(0) if len(targets) else targets.new_full((prototypes,), -torch.inf), scope)
+    uses = torch.zeros_like(peaks)  # of each prototype, summed over rows
+    for piece in pieces(targets):
+        uses += piece.sub_(peaks).exp_().sum(0)
     for _ in range(iterations):
-        targets /= (summed(targets.sum(0), scope) * prototypes).clamp_min_(tiny)
-        targets /= (targets.sum(1, keepdim=True) * rows).clamp_min_(tiny)
+        shares, uses = (summed(uses, scope) * prototypes).clamp_min_(tiny), torch.zeros_like(uses)
+        for piece in pieces(targets):
+            piece /= shares
+            piece /= (piece.sum(1, keepdim=True) * rows).clamp_min_(tiny)
+            uses += piece.sum(0)
     return targets.mul_(rows)
 
 
 @torch.no_grad()
 def centred_softmax(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """Teacher targets of DINO v1: softmax((logits - centre) / temperature); logits (rows, K), centre (1, K)."""
-    return ((_full_precision(logits) - centre) / temperature).softmax(-1)
+    """Teacher targets of DINO v1: softmax((logits - centre) / temperature); logits (rows, K), centre (1, K).
+
+    Float32 or float64 logits, overwritten as in `sinkhorn_knopp`.
+    """
+    for piece in pieces(logits):
+        piece.copy_(piece.sub_(centre).div_(temperature).softmax(-1))
+    return logits
 
 
 @torch.no_grad()
-def mean_logits(logits: Tensor, scope: str = "global") -> Tensor:
-    """(1, K) mean of teacher logits over the rows within `scope`: what a centre moves towards."""
-    total = summed(_full_precision(logits).sum(0, keepdim=True), scope)
-    rows = summed(total.new_full((), len(logits)), scope)
-    return total / rows.clamp_min(1)
+def mean_logits(total: Tensor, rows: int, scope: str = "global") -> Tensor:
+    """(1, K) mean of teacher logits over the rows within `scope`: what a centre moves towards.
+
+    Args:
+        total: (1, K) sum of the logits of this process's `rows` rows.
+    """
+    return summed(total.clone(), scope) / summed(total.new_full((), rows), scope).clamp_min(1)
 
 
 @torch.no_grad()
@@ -59,50 +72,34 @@ def moved_centre(centre: Tensor, mean: Tensor, momentum: float = 0.9) -> Tensor:
     return centre * momentum + mean * (1 - momentum)
 
 
-def cross_entropy(targets: Tensor, logits: Tensor, temperature: float = 0.1) -> Tensor:
-    """H = -sum_k targets_k log softmax(logits / temperature)_k per row; both (rows, K), result (rows,)."""
-    with torch.autocast(logits.device.type, enabled=False):
-        return -(targets * (_full_precision(logits) / temperature).log_softmax(-1)).sum(-1)
-
-
-def dino_losses(
-    targets: Tensor, global_logits: Tensor, local_logits: Tensor, *, temperature: float = 0.1
-) -> tuple[Tensor, Tensor]:
-    """Class-token cross entropies of 3DINO; their sum is the mean over the 2 + 2L pairs (student view, teacher view).
+def dino_aims(targets: Tensor, local_views: int = 0) -> Aims:
+    """Class tokens: `prototype_loss` is then the mean over the 2 + 2L pairs (student view, other teacher view).
 
     The paper writes a sum over the pairs; the reference, followed here, divides by their number.
 
     Args:
         targets: (2B, K), view-major, halves swapped: row r holds the *other* view of the image of student row r.
-        global_logits: (2B, K) student, view-major.
-        local_logits: (L * B, K) student, view-major; L may be 0.
-
-    Returns:
-        (local part, global part), each already divided by 2 + 2L.
+        local_views: L. The student's rows are its 2B global views, then its L * B local ones, all view-major.
     """
     images = len(targets) // 2
-    local_views = len(local_logits) // images
-    pairs = 2 + 2 * local_views
-    global_part = 2 * cross_entropy(targets, global_logits, temperature).mean() / pairs
-    if local_views == 0:
-        return torch.zeros_like(global_part), global_part
-    both_views = targets[:images] + targets[images:]  # H is linear in the targets: two pairs at once
-    entropies = cross_entropy(both_views.repeat(local_views, 1), local_logits, temperature)
-    return entropies.sum() / images / pairs, global_part
+    chosen = torch.arange(2 * images, device=targets.device)
+    if local_views:
+        both_views = targets[:images] + targets[images:]  # H is linear in the targets: two pairs at once
+        chosen = torch.cat([chosen, chosen[:images].add(2 * images).repeat(local_views)])
+        targets = torch.cat([targets, both_views])
+    return Aims(targets, chosen, targets.new_full((len(chosen),), 1 / (images * (2 + 2 * local_views))))
 
 
-def ibot_loss(
-    targets: Tensor, logits: Tensor, weights: Tensor, *, crops: int | Tensor, temperature: float = 0.1
-) -> Tensor:
-    """Masked-token cross entropy (Zhou et al. 2022, arXiv:2111.07832): per crop the mean over its masked tokens.
+def ibot_aims(targets: Tensor, weights: Tensor, crops: int | Tensor) -> Aims:
+    """Hidden tokens (Zhou et al. 2022, arXiv:2111.07832): per crop the mean over its hidden tokens.
 
     Args:
-        targets, logits: (M, K) at the masked tokens of all crops, same order; M may be 0.
-        weights: (M,) 1 / (number of masked tokens of the token's crop).
+        targets: (M, K) of the hidden tokens of all crops; M may be 0.
+        weights: (M,) 1 / (number of hidden tokens of the token's crop).
         crops: the denominator. Reference and 3DINO: all 2B global crops, masked or not. The alternative, the number of
             masked crops (half of them), doubles the loss.
     """
-    return (cross_entropy(targets, logits, temperature) * weights).sum() / crops
+    return Aims(targets, torch.arange(len(targets), device=targets.device), weights.to(targets.dtype) / crops)
 
 
 def koleo_loss(features: Tensor, scope: str = "global") -> Tensor:

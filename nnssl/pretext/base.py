@@ -139,9 +139,12 @@ def encoder_of(parts: nn.ModuleDict) -> Encoder:
 
 
 def view_major(stack: Tensor) -> Tensor:
-    """(B, V, ...) -> an own copy (V * B, ...): first views of all samples, then second views; floats are float32."""
+    """(B, V, ...) -> (V * B, ...): first views of all samples, then second views; floats are float32.
+
+    Nothing is copied where memory holds that order already, as in batches of `data.volumes`: `augment` owns its batch.
+    """
     dtype = torch.float32 if stack.is_floating_point() else stack.dtype
-    return stack.transpose(0, 1).to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(0, 1)
+    return stack.transpose(0, 1).to(dtype).contiguous().flatten(0, 1)
 
 
 def check_settings(config: Any, *, positive: tuple[str, ...] = (), shares: tuple[str, ...] = (), **words: Any) -> None:

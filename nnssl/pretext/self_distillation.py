@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoders.base import Encoder, EncoderSpec
-from nnssl.layers.heads import ProjectionHead
+from nnssl.layers.heads import ProjectionHead, Prototypes
 from nnssl.losses import distillation
 from nnssl.losses.health import feature_health, target_health
 from nnssl.losses.processes import SCOPES
+from nnssl.losses.prototypes import Aims, prototype_loss
 from nnssl.losses.schedules import cosine, linear_warmup
 from nnssl.pretext.base import PretextTask, check_settings, encoder_of
 from nnssl.pretext.teacher import Teacher
@@ -99,18 +100,26 @@ class SelfDistillation(PretextTask):
         Args:
             position: only these rows get targets (M, K); a moving centre follows all rows.
         """
-        logits = self.teacher.parts[head](tokens)
-        wanted = logits if position is None else logits.index_select(0, position)
-        if self.config.centering == "sinkhorn":
-            return distillation.sinkhorn_knopp(wanted, self.temperatures[head], scope=self.config.scope)
-        if self.training:
-            self._mean_logits[head] = distillation.mean_logits(logits, self.config.scope)
-        return distillation.centred_softmax(wanted, getattr(self, _centre(head)), self.temperatures[head])
+        config = self.config
+        moves = config.centering == "softmax" and self.training
+        if position is not None and not moves:
+            tokens, position = tokens.index_select(0, position), None
+
+        def logits_of(unit: Tensor, prototypes: Prototypes) -> Tensor:
+            if moves:  # logits are linear in these rows: the sum of all logits costs one row
+                total = prototypes(unit.sum(0, keepdim=True))
+                self._mean_logits[head] = distillation.mean_logits(total, len(unit), config.scope)
+            return prototypes(unit if position is None else unit.index_select(0, position))
+
+        logits = self.teacher.parts[head](tokens, logits_of)
+        if config.centering == "sinkhorn":
+            return distillation.sinkhorn_knopp(logits, self.temperatures[head], scope=config.scope)
+        return distillation.centred_softmax(logits, getattr(self, _centre(head)), self.temperatures[head])
 
     def image_loss(self, head: str, seen: Tensor, taught: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of each view's token with the target of the other view, and the health of both networks."""
         targets = self.targets(head, swap_views(taught))
-        loss = distillation.cross_entropy(targets, self.student[head](seen), self.config.student_temperature).mean()
+        loss = self.distance(head, seen, distillation.dino_aims(targets))
         return loss, {**feature_health(taught), **target_health(targets)}
 
     def patch_loss(
@@ -118,9 +127,17 @@ class SelfDistillation(PretextTask):
     ) -> Tensor:
         """Cross entropy of hidden tokens with their own targets: mean over those of a view, sum of these / `crops`."""
         targets = self.targets(head, taught.flatten(0, 1), hidden.position)
-        logits = self.student[head](seen.flatten(0, 1).index_select(0, hidden.position))
-        temperature = self.config.student_temperature
-        return distillation.ibot_loss(targets, logits, hidden.weight, crops=crops, temperature=temperature)
+        tokens = seen.flatten(0, 1).index_select(0, hidden.position)
+        return self.distance(head, tokens, distillation.ibot_aims(targets, hidden.weight, crops))
+
+    def distance(self, head: str, tokens: Tensor, aims: Aims) -> Tensor:
+        """Weighted sum of the cross entropies of student tokens (rows, D) with their targets."""
+
+        def loss(unit: Tensor, prototypes: Prototypes) -> Tensor:
+            weights = prototypes.weight_g, prototypes.weight_v
+            return prototype_loss(unit, weights, aims=aims, temperature=self.config.student_temperature)
+
+        return self.student[head](tokens, loss)
 
     def begin_step(self, step: int, total: int) -> None:
         """Set the teacher's temperature of each head."""

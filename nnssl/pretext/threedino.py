@@ -117,12 +117,13 @@ class ThreeDino(SelfDistillation):
         """{"loss": "dino" + "ibot" + "koleo" (the last one already weighted), and health of the teacher}."""
         hidden, config = hidden_tokens(batch["mask"]), self.config
         seen, taught = self.tap(self.student, batch["global"], batch["mask"]), self.teach(batch["global"])
-        targets = self.targets("dino_head", swap_views(taught.image))
-        dino = self._dino(targets, seen.image, batch.get("local"))
         crops: int | Tensor = len(batch["mask"])
         if config.ibot_denominator == "masked":
             crops = (summed(batch["mask"].any(1).sum()) / world()).clamp(min=1)
+        # takes most memory, so it comes before the local crops keep some for the backward pass
         ibot = self.patch_loss("ibot_head", seen.patches, taught.patches, hidden, crops=crops)
+        targets = self.targets("dino_head", swap_views(taught.image))
+        dino = self._dino(targets, seen.image, batch.get("local"))
         views = seen.image.chunk(GLOBAL_VIEWS)
         koleo = torch.stack([distillation.koleo_loss(view, config.scope) for view in views]).sum()
         parts = {"dino": dino, "ibot": ibot, "koleo": config.koleo_weight * koleo}
@@ -142,9 +143,7 @@ class ThreeDino(SelfDistillation):
 
     def _dino(self, targets: Tensor, class_tokens: Tensor, local_crops: Tensor | None) -> Tensor:
         """Mean cross entropy over the pairs of (student view, other or global teacher view)."""
-        images = len(class_tokens)
         if local_crops is not None:
             class_tokens = torch.cat([class_tokens, self.encoder(local_crops).summary])
-        logits = self.student["dino_head"](class_tokens)
-        seen, temperature = logits.tensor_split([images]), self.config.student_temperature
-        return torch.stack(distillation.dino_losses(targets, *seen, temperature=temperature)).sum()
+        aims = distillation.dino_aims(targets, self.config.local_views if local_crops is not None else 0)
+        return self.distance("dino_head", class_tokens, aims)

@@ -4,10 +4,18 @@ Each function returns new volumes and does not clip; the numbers are those of th
 (`random_intensity` draws the parameters). One parameter row belongs to one sample.
 """
 
+import math
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 GAMMA_EPS = 1e-7  # MONAI
+_LOG2_E = math.log2(math.e)
+_TINY = 1e-37  # stands in for 0, whose logarithm takes MKL 8 times as long
+_PIECE = 16  # output voxels per product on a CPU
 Shape = tuple[int, int, int]
 
 
@@ -15,14 +23,15 @@ def gamma_contrast(volumes: Tensor, gamma: Tensor) -> Tensor:
     """Raise intensities, scaled by each sample's own range, to the power gamma (N,); 1 = unchanged."""
     low, high = _range(volumes)
     span = high - low
-    scaled = (volumes - low).mul_(1 / (span + GAMMA_EPS))
-    return scaled.log_().mul_(_per_sample(gamma, volumes)).exp_().mul_(span).add_(low)  # a third faster than pow_
+    scaled = (volumes - low).mul_(1 / (span + GAMMA_EPS)).clamp_min_(_TINY)
+    exponent = _per_sample(gamma * _LOG2_E, volumes)  # log and exp2 take half the time of pow
+    return scaled.log_().mul_(exponent).exp2_().mul_(span).add_(low)
 
 
 def gaussian_noise(volumes: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """Add noise of standard deviation sigma (N,); the generator must live on the volumes' device."""
     noise = torch.randn(volumes.shape, generator=generator, device=volumes.device, dtype=volumes.dtype)
-    return volumes + noise.mul_(_per_sample(sigma, volumes))
+    return noise.mul_(_per_sample(sigma, volumes)).add_(volumes)
 
 
 def histogram_shift(volumes: Tensor, control_points: Tensor) -> Tensor:
@@ -34,17 +43,17 @@ def histogram_shift(volumes: Tensor, control_points: Tensor) -> Tensor:
     """
     low, high = _range(volumes)
     points = control_points.to(volumes)
-    edges = low.flatten(1) + (high - low).flatten(1) * torch.linspace(0, 1, points.shape[1]).to(volumes)
-    edges[:, -1:] = high.flatten(1)
+    span = (high - low).flatten(1)
+    edges = low.flatten(1) + span * torch.linspace(0, 1, points.shape[1]).to(volumes)
     slopes = points.diff(dim=1) * (points.shape[1] - 1)
-    start = low.flatten(1) + (high - low).flatten(1) * points[:, :1] - (slopes * edges[:, :-1]).sum(1, keepdim=True)
-    shifted = _per_sample(start[:, 0], volumes).expand_as(volumes).clone()
+    bends = slopes.diff(dim=1)  # a sum of bent lines: no look-up per voxel, 10 times as fast on a CPU
+    start = low.flatten(1) * (1 - slopes[:, :1]) + span * points[:, :1]
+    shifted = volumes * _per_sample(slopes[:, -1], volumes)
     part = torch.empty_like(volumes)
-    for k in range(slopes.shape[1]):  # a sum of ramps: no look-up per voxel, 5 times as fast on a CPU
-        lower, upper, slope = (_per_sample(one, volumes) for one in (edges[:, k], edges[:, k + 1], slopes[:, k]))
-        torch.minimum(torch.maximum(volumes, lower, out=part), upper, out=part)
-        shifted.addcmul_(part, slope)
-    return shifted
+    for k in range(bends.shape[1]):
+        torch.minimum(volumes, _per_sample(edges[:, k + 1], volumes), out=part)
+        shifted.addcmul_(part, _per_sample(-bends[:, k], volumes))
+    return shifted.add_(_per_sample(start[:, 0], volumes))
 
 
 def gaussian_smooth(volumes: Tensor, sigma: Tensor) -> Tensor:
@@ -52,18 +61,19 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor) -> Tensor:
 
     The kernel is MONAI's (integrated over voxels, cut at int(4 sigma + 0.5)). Beyond the border the border voxel
     repeats: the reference pads [-1, 1] data with 0, mid-grey, which pulls every border towards grey.
-    Each axis is a product with a banded matrix. A CPU takes it in pieces of 32 output voxels, which skips most of the
-    zeros; a GPU in one. At 96^3 on one core that is 3 to 4 times as fast as MONAI's convolutions.
+    Each axis is a product with a banded matrix. A CPU takes it in pieces of 16 output voxels, which skips most of the
+    zeros; a GPU in one. At 96^3 on one core that is 5 times as fast as MONAI's convolutions.
 
     Args:
         sigma: (N, 3) in voxels, above 0.
     """
     samples, channels, x, y, z = volumes.shape
-    (along_x, along_y, along_z), reach = _blur_matrices(sigma, (x, y, z), volumes)
+    along_x, along_y, along_z = _blur_bands(sigma, (x, y, z), volumes)
     first, second = (torch.empty_like(volumes, memory_format=torch.contiguous_format) for _ in range(2))
-    _blur_rows(along_x, volumes.reshape(samples, channels, x, -1), reach, out=first.view(samples, channels, x, -1))
-    _blur_rows(along_y, first.view(samples, -1, y, z), reach, out=second.view(samples, -1, y, z))
-    _blur_columns(along_z, second.view(samples, -1, z), reach, out=first.view(samples, -1, z))
+    flat = (samples, channels, x, y * z)
+    _blur_rows(along_x, volumes.reshape(flat), out=first.view(flat))
+    _blur_rows(along_y, first.view(samples, -1, y, z), out=second.view(samples, -1, y, z))
+    _blur_columns(along_z, second.view(samples, -1, z), out=first.view(samples, -1, z))
     return first
 
 
@@ -74,7 +84,7 @@ def gaussian_sharpen(volumes: Tensor, sigma: tuple[Tensor, Tensor], alpha: Tenso
     """
     once = gaussian_smooth(volumes, sigma[0])
     twice = gaussian_smooth(once, sigma[1])
-    return torch.lerp(twice, once, 1 + _per_sample(alpha, volumes))
+    return torch.lerp(twice, once, 1 + _per_sample(alpha, volumes), out=twice)
 
 
 def gibbs_noise(volumes: Tensor, alpha: Tensor) -> Tensor:
@@ -83,14 +93,94 @@ def gibbs_noise(volumes: Tensor, alpha: Tensor) -> Tensor:
     MONAI centres the ball half a sample beside the zero frequency of even sides and drops the imaginary part of the
     result; the real transform of the symmetrised ball gives the same numbers in half the work.
     """
-    sides = volumes.shape[2:]
-    radius = (1 - alpha.to(volumes.device, torch.float64)) * max(sides) * 0.5**0.5
-    inside = _distance_squared(sides, volumes.device, mirrored=False)
-    mirrored = _distance_squared(sides, volumes.device, mirrored=True)
+    x, y, z = volumes.shape[2:]
+    radius = (1 - alpha.double()) * max(x, y, z) * 0.5**0.5
+    reach = min(z // 2, int(radius.max() + 0.5)) + 1  # frequencies of the last axis of which something may be kept
+    inside, mirrored = (squared[..., :reach] for squared in _distances_squared((x, y, z), volumes.device))
     limit = _per_sample(radius.square().float(), volumes)[:, 0]
-    keep = ((inside <= limit).to(volumes.dtype) + (mirrored <= limit).to(volumes.dtype)).mul_(0.5)
-    spectrum = torch.fft.rfftn(volumes, dim=(2, 3, 4)).mul_(keep[:, None])
-    return torch.fft.irfftn(spectrum, s=sides, dim=(2, 3, 4))
+    keep = (inside <= limit).to(volumes.dtype).add_(mirrored <= limit).mul_(0.5)
+    spectrum = torch.fft.rfftn(volumes, dim=(2, 3, 4))[..., :reach] * keep[:, None]
+    return torch.fft.irfft(torch.fft.ifft2(spectrum, dim=(2, 3)), n=z, dim=4)  # in one irfftn it is twice as slow
+
+
+class _Band(NamedTuple):
+    """Matrices (N, side, side) that are zero more than `reach` beside the diagonal."""
+
+    matrix: Tensor
+    reach: int
+
+    def windows(self) -> list[tuple[slice, slice]]:
+        """Rows, in pieces that pay on the device, and the columns that are not zero there."""
+        side = self.matrix.shape[1]
+        step = _PIECE if self.matrix.device.type == "cpu" else side
+        starts = range(0, side, step)
+        return [(slice(i, i + step), slice(max(0, i - self.reach), i + step + self.reach)) for i in starts]
+
+
+def _blur_rows(band: _Band, stack: Tensor, *, out: Tensor) -> None:
+    """The matrices times every (S, B) of a stack (N, A, S, B)."""
+    samples, times = stack.shape[:2]
+    stack, out = stack.flatten(0, 1), out.flatten(0, 1)
+    for rows, near in band.windows():
+        piece = band.matrix[:, None, rows, near].expand(samples, times, -1, -1).flatten(0, 1)
+        torch.bmm(piece, stack[:, near], out=out[:, rows])
+
+
+def _blur_columns(band: _Band, rows: Tensor, *, out: Tensor) -> None:
+    """The matrices times every row of (N, A, S)."""
+    for columns, near in band.windows():
+        torch.bmm(rows[..., near], band.matrix[:, columns, near].mT, out=out[..., columns])
+
+
+def _blur_bands(sigma: Tensor, sides: Shape, like: Tensor) -> list[_Band]:
+    """What blurs each axis; weights beyond the border go to the border voxel."""
+    rows = sigma.tolist()  # a few numbers, which Python is through with before PyTorch has begun
+    reach = [max(_tail(row[axis]) for row in rows) for axis in range(3)]
+    kernels = torch.tensor([_kernel(deviation, max(reach)) for row in rows for deviation in row])
+    matrices = {side: _banded(kernels, side).unflatten(0, (-1, 3)).to(like) for side in set(sides)}
+    return [_Band(matrices[side][:, axis], reach[axis]) for axis, side in enumerate(sides)]
+
+
+def _kernel(sigma: float, reach: int) -> list[float]:
+    """2 * reach + 1 weights: a Gaussian integrated over voxels, 0 beyond its tail."""
+    tail = _tail(sigma)
+    edges = [math.erf((k - 0.5) / (sigma * 2**0.5)) for k in range(-tail, tail + 2)]
+    weights = [0.5 * (right - left) for left, right in pairwise(edges)]
+    return [0.0] * (reach - tail) + weights + [0.0] * (reach - tail)
+
+
+def _tail(sigma: float) -> int:
+    return max(1, int(4 * sigma + 0.5))
+
+
+def _banded(kernels: Tensor, side: int) -> Tensor:
+    """(N, side, side) matrices whose rows hold the kernels (N, 2 * reach + 1), centred on the diagonal."""
+    samples, taps = kernels.shape
+    wide = side + taps - 1  # voxels of an axis with its continuation
+    skewed = kernels.new_zeros(samples, side, wide + 1)
+    skewed[..., :taps] = kernels[:, None]
+    weights = skewed.flatten(1)[:, : side * wide].view(samples, side, wide)  # each row starts one voxel further right
+    reach = taps // 2
+    matrix = weights[..., reach : reach + side]
+    matrix[..., 0] += weights[..., :reach].sum(-1)
+    matrix[..., -1] += weights[..., reach + side :].sum(-1)
+    return matrix
+
+
+@lru_cache(maxsize=8)
+def _distances_squared(sides: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(X, Y, Z // 2 + 1) squared distance of each real-FFT frequency from MONAI's centre, and that of its negative."""
+    frequencies = [torch.arange(side, device=device) for side in sides]
+    mirrored = [-frequency % side for frequency, side in zip(frequencies, sides, strict=True)]
+    return _distance_squared(frequencies, sides), _distance_squared(mirrored, sides)
+
+
+def _distance_squared(frequencies: list[Tensor], sides: Shape) -> Tensor:
+    x, y, z = (
+        ((frequency + side // 2) % side - (side - 1) / 2).square()
+        for frequency, side in zip(frequencies, sides, strict=True)
+    )
+    return x[:, None, None] + y[:, None] + z[: sides[2] // 2 + 1]
 
 
 def _range(volumes: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,62 +191,3 @@ def _range(volumes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _per_sample(values: Tensor, volumes: Tensor) -> Tensor:
     return values.to(volumes).view(-1, *[1] * (volumes.ndim - 1))
-
-
-def _blur_rows(matrix: Tensor, stack: Tensor, reach: int, *, out: Tensor) -> None:
-    """(N, S, S) banded matrices times every (S, B) of a stack (N, A, S, B)."""
-    stack, out = stack.flatten(0, 1), out.flatten(0, 1)
-    times = len(stack) // len(matrix)
-    for rows, near in _windows(matrix, reach):
-        torch.bmm(matrix[:, rows, near].repeat_interleave(times, 0), stack[:, near], out=out[:, rows])
-
-
-def _blur_columns(matrix: Tensor, rows: Tensor, reach: int, *, out: Tensor) -> None:
-    """(N, S, S) banded matrices times every row of (N, A, S)."""
-    for columns, near in _windows(matrix, reach):
-        torch.bmm(rows[..., near], matrix[:, columns, near].mT, out=out[..., columns])
-
-
-def _windows(matrix: Tensor, reach: int) -> list[tuple[slice, slice]]:
-    """Rows of a banded matrix, in pieces that pay on its device, and the columns that are not zero there."""
-    side = matrix.shape[1]
-    step = 32 if matrix.device.type == "cpu" else side
-    starts = range(0, side, step)
-    return [(slice(i, i + step), slice(max(0, i - reach), min(side, i + step + reach))) for i in starts]
-
-
-def _blur_matrices(sigma: Tensor, sides: Shape, like: Tensor) -> tuple[list[Tensor], int]:
-    """(N, side, side) matrix that blurs each axis, and the reach of the kernels in voxels.
-
-    Weights beyond the border go to the border voxel.
-    """
-    sigma = sigma.to("cpu", torch.float64)[..., None]  # small; on the CPU its size needs no device sync
-    tail = (4 * sigma + 0.5).floor().clamp_(min=1)
-    reach = int(tail.max())
-    taps = torch.arange(-reach - 1, reach + 2)
-    scale = 0.5**0.5 / sigma
-    kernels = 0.5 * (torch.erf(scale * (taps + 0.5)) - torch.erf(scale * (taps - 0.5))) * (taps.abs() <= tail)
-    return [_banded(kernels[:, axis].float(), side).to(like) for axis, side in enumerate(sides)], reach
-
-
-def _banded(kernels: Tensor, side: int) -> Tensor:
-    """(N, side, side) matrices of kernels (N, 2 * reach + 3), whose outermost weights are 0."""
-    reach = kernels.shape[1] // 2 - 1
-    offset = torch.arange(-reach, side + reach)[None] - torch.arange(side)[:, None]
-    weights = kernels[:, offset.clamp_(-reach - 1, reach + 1) + reach + 1]
-    matrix = weights[..., reach : reach + side].clone()
-    matrix[..., 0] += weights[..., :reach].sum(-1)
-    matrix[..., -1] += weights[..., reach + side :].sum(-1)
-    return matrix
-
-
-def _distance_squared(sides: torch.Size, device: torch.device, *, mirrored: bool) -> Tensor:
-    """(X, Y, Z // 2 + 1) squared distance of each real-FFT frequency (or its negative) from MONAI's centre."""
-    axes = []
-    for side in sides:
-        frequency = torch.arange(side, device=device)
-        if mirrored:
-            frequency = (-frequency) % side
-        axes.append((((frequency + side // 2) % side) - (side - 1) / 2).square())
-    half = sides[2] // 2 + 1
-    return axes[0][:, None, None] + axes[1][:, None] + axes[2][:half]

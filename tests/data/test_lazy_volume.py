@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.data.case_store import StoredCase, write_case
 from nnssl.data.lazy_volume import WHOLE_SHARE, LazyVolume
 from nnssl.transforms.views import CropRule, ViewSampling, plain_views, random_view
 
@@ -37,6 +38,18 @@ def test_a_box_holds_what_the_whole_volume_holds_there(tmp_path: Path, kind: str
         found = LazyVolume(path, channel)[box]
         assert found.dtype == torch.float32 and found.is_contiguous()
         np.testing.assert_array_equal(found.numpy(), values[channel : channel + 1].astype(np.float32)[box])
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 5, 70, 9), (1, 65, 33, 130)]
+)  # below and above a block and a chunk
+def test_a_stored_case_is_read_back_whatever_its_sides(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).random(shape, dtype=np.float32).astype(np.float16)
+    case = StoredCase(values, np.zeros((1, *shape[1:]), dtype=np.int16), {})
+    write_case(tmp_path, "case", case, key="k")
+    for channel in range(shape[0]):
+        volume, middle = LazyVolume(tmp_path / "case.b2nd", channel), [slice(side // 3, side) for side in shape[1:]]
+        np.testing.assert_array_equal(volume[(slice(None), *middle)][0].numpy(), values[(channel, *middle)])
 
 
 def test_its_shape_is_that_of_one_channel(tmp_path: Path) -> None:

@@ -174,3 +174,17 @@ def test_processes_share_the_batches_of_one_stream(folder: Path) -> None:
     shares = [[batch["draw"] for batch in islice(batches(samples, 4, share=(rank, 2)), 3)] for rank in range(2)]
     for one, *parts in zip(whole, *shares, strict=True):
         assert torch.equal(one, torch.cat(parts))
+
+
+def test_a_batch_holds_first_views_first_in_memory(folder: Path) -> None:
+    def two_views(volume: LazyVolume, generator: torch.Generator) -> dict[str, Tensor]:
+        views = torch.stack([volume[:, :2, :2, :2], -volume[:, :2, :2, :2]])
+        return {"views": views, "label": torch.rand((), generator=generator)}
+
+    samples = PreparedSamples(five(folder), two_views, seed=7)
+    for workers in (0, 2):
+        batch = next(iter(batches(samples, 3, workers=workers)))
+        assert batch["views"].shape == (3, 2, 1, 2, 2, 2) and batch["label"].shape == (3,)
+        assert batch["views"].transpose(0, 1).is_contiguous()
+        for number, views in enumerate(batch["views"]):
+            assert torch.equal(views, samples[number]["views"])

@@ -17,6 +17,7 @@ from nnssl.networks.precision import has_fast_bf16
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.checkpoints import load_checkpoint
 from nnssl.trainers.learning import clip_gradients
+from nnssl.trainers.loggers import RunCard
 from nnssl.trainers.pretrain_log import RunLog
 from nnssl.trainers.pretraining import CHECKPOINT, Run, Watcher, autocast_dtype, pretrain
 from tests.trainers.pretrain_toy import SIDE, ToyConfig, ToyTask
@@ -191,7 +192,7 @@ def test_everything_is_logged_and_a_continued_log_has_no_gap_and_no_repetition(t
             if steps_done == stop:
                 raise KeyboardInterrupt
 
-        log = RunLog(tmp_path, RECIPE, save)
+        log = RunLog(RunCard(tmp_path), RECIPE, save)
         try:
             pretrain(build(), crops, recipe=RECIPE, run=Run(tmp_path, CPU, resume=resume, watcher=log))
         except KeyboardInterrupt:
@@ -206,6 +207,7 @@ def test_everything_is_logged_and_a_continued_log_has_no_gap_and_no_repetition(t
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(6))
     names = {"loss", "half", "lr", "weight_decay", "gradient/encoder", "gradient/head", "samples_per_s", "seconds"}
+    names |= {"tflops", "mfu"}
     assert all(names <= set(record) for record in records)
     assert saves == [3, 6]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

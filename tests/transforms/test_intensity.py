@@ -104,6 +104,18 @@ def test_gibbs_noise_equals_monai(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(gibbs_noise(volumes, torch.tensor(alphas)), torch.stack(peers), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3, 0.55, 0.9, 0.99, 1.0])  # from all of k-space to nothing
+def test_gibbs_noise_equals_monai_for_every_radius(alpha: float) -> None:
+    volume = torch.from_numpy(uniform("gibbs radius", (1, 1, 14, 10, 11), 0, 1))
+    found, peer = gibbs_noise(volume, torch.tensor([alpha])), monai.GibbsNoise(alpha)(volume[0])
+    torch.testing.assert_close(found[0], peer, atol=1e-6, rtol=1e-5)
+
+
+def test_contrast_keeps_the_ends_of_the_range() -> None:
+    volumes = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 3, 1, 1)
+    torch.testing.assert_close(gamma_contrast(volumes, torch.tensor([2.0])).flatten(), torch.tensor([0.0, 0.0625, 1.0]))
+
+
 def test_transforms_leave_their_input_alone() -> None:
     volumes = _volumes()
     before = volumes.clone()

@@ -155,3 +155,15 @@ def test_a_view_depends_on_the_generator_only() -> None:
 def test_an_impossible_crop_rule_names_its_values(rule: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match="expected 0 < low <= high"):
         CropRule(**{"area": (0.5, 1.0), "depth": (0.5, 1.0), **rule})
+
+
+def test_resizing_gives_the_same_bits_for_any_number_of_threads() -> None:
+    random, threads, found = np.random.default_rng(0), torch.get_num_threads(), []
+    volumes = [torch.from_numpy(random.random((1, *random.integers(20, 150, 3)), dtype=np.float32)) for _ in range(4)]
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append([resize(volume, (48, 48, 48)) for volume in volumes])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(one.equal(other) for others in found[1:] for one, other in zip(found[0], others, strict=True))
