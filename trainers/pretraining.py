@@ -28,7 +28,7 @@ FREE_TO_CHANGE = (
     "save_every",
     "milestone_every",
     "recompute",
-)  # in a continued run: nothing that is learnt depends on them
+)  # nothing that is learnt depends on them
 
 BatchesFrom = Callable[[int], Iterator[Batch]]
 
