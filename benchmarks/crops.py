@@ -3,17 +3,22 @@
 Both sides start from a file: ours from a volume that is capped at what crops can show and stored in float16, the other
 from the float32 cache of the whole volume that the published code keeps (`torch.save`; MONAI's CacheNTransDataset). The
 MONAI chain is rebuilt from the paper and its configuration; it augments view by view, ours batch by batch on the
-training device, here the CPU. Sides take turns in one run; seconds are CPU time of one thread, ratios are medians of
-neighbouring rounds. "From memory" gives both the same capped float32 volume and leaves the reading out.
+training device, here the CPU. Each side lives in a process of its own, because ours keeps freed memory; they take
+turns in one run. Seconds are CPU time of one thread, ratios are medians of neighbouring rounds. "From memory" gives
+both the same capped float32 volume and leaves the reading out.
 
     OMP_NUM_THREADS=1 python benchmarks/crops.py --work /scratch/crops
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from nnssl.data.case_store import StoredCase, write_case
+from nnssl.data.freed_memory import keep_freed_memory
 from nnssl.data.resampling import resample_image
 from nnssl.data.seeds import generator_at
 from nnssl.data.volumes import PreparedSamples, StoredFolder, StoredVolumes, batches
@@ -38,6 +44,7 @@ SHAPES = {"brain": (192, 224, 192), "ct": (512, 512, 400)}
 GLOBAL, LOCAL, BATCH, DEPTH_AXIS = (96, 96, 96), (48, 48, 48), 4, 2
 SMALL_HEADS = ["prototypes=64", "hidden=32", "bottleneck=16"]  # heads are not measured
 Sampler = Callable[[int], object]  # number of a round -> its samples
+RUNNING: list[Sampler] = []  # of this process
 
 
 def main() -> None:
@@ -47,25 +54,37 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=15, help="of 4 samples each; default 15")
     words.add_argument("--volumes", nargs="+", choices=SHAPES, default=list(SHAPES))
     arguments = words.parse_args()
-    torch.set_num_threads(1)
-    set_track_meta(False)
-    task = build_task("threedino", encoder_spec("vit_small_16", GLOBAL), PretrainRecipe(GLOBAL, LOCAL), SMALL_HEADS)
     sizes, speeds = [], []
     for name in arguments.volumes:
         cache, folder = made(name, arguments.work)
         stored = folder / f"{name}.b2nd"
         parts = f"{cache.stat().st_size / 1e6:.1f} | {stored.stat().st_size / 1e6:.2f}"
         sizes.append(f"| {name} | {parts} | {cache.stat().st_size / stored.stat().st_size:.1f} |")
-        volumes = StoredVolumes([StoredFolder(name, folder, [name])])
-        memory = volumes.volume(0)[:]
-        pairs = {
-            "from file": (ours_from_file(volumes, task), monai_chain(lambda cache=cache: torch.load(cache))),
-            "from memory": (ours_from_memory(memory, task), monai_chain(lambda memory=memory: memory * 2 - 1)),
-        }
-        for what, (ours, theirs) in pairs.items():
-            speeds.append(f"| {name}, {what} | {' | '.join(compared(ours, theirs, arguments.rounds))} |")
+        for source in ("file", "memory"):
+            found = compared([Side(who, name, source, arguments.work) for who in ("ours", "MONAI")], arguments.rounds)
+            speeds.append(f"| {name}, from {source} | {' | '.join(found)} |")
     print("| volume | float32 cache, MB | stored, MB | times smaller |\n|---|---|---|---|", *sizes, sep="\n")
     print("\n| volume | ours, samples/s | MONAI, samples/s | ratio |\n|---|---|---|---|", *speeds, sep="\n")
+
+
+class Side(NamedTuple):
+    """What a process samples."""
+
+    who: str  # "ours" or "MONAI"
+    volume: str
+    source: str  # "file" or "memory"
+    work: Path
+
+    def sampler(self) -> Sampler:
+        """Number of a round -> its samples."""
+        cache, folder = made(self.volume, self.work)
+        volumes = StoredVolumes([StoredFolder(self.volume, folder, [self.volume])])
+        memory = volumes.volume(0)[:]
+        if self.who == "MONAI":
+            return monai_chain((lambda: torch.load(cache)) if self.source == "file" else (lambda: memory * 2 - 1))
+        spec = encoder_spec("vit_small_16", GLOBAL)
+        task = build_task("threedino", spec, PretrainRecipe(GLOBAL, LOCAL), SMALL_HEADS)
+        return ours_from_file(volumes, task) if self.source == "file" else ours_from_memory(memory, task)
 
 
 def made(name: str, work: Path) -> tuple[Path, Path]:
@@ -98,6 +117,7 @@ def ours_from_file(volumes: StoredVolumes, task: PretextTask) -> Sampler:
 
 def ours_from_memory(volume: Tensor, task: PretextTask) -> Sampler:
     """The same without reading."""
+    keep_freed_memory()
 
     def batch(number: int) -> object:
         views = [task.prepare(volume, generator_at(0, 1, number * BATCH + k)) for k in range(BATCH)]
@@ -144,17 +164,29 @@ def orientation() -> list[transforms.Transform]:
     return flips + [transforms.RandRotate90(prob=0.3, max_k=3, spatial_axes=plane) for plane in planes]
 
 
-def compared(ours: Sampler, theirs: Sampler, rounds: int) -> list[str]:
-    """Samples per second of both, and the median ratio of neighbouring rounds."""
-    seconds = [(spent(ours, number), spent(theirs, number)) for number in range(-1, rounds)][1:]  # the first warms up
+def compared(sides: Sequence[Side], rounds: int) -> list[str]:
+    """Samples per second of both sides, and the median ratio of neighbouring rounds."""
+    with ExitStack() as running:
+        processes = [
+            running.enter_context(ProcessPoolExecutor(1, get_context("spawn"), initializer=begin, initargs=(side,)))
+            for side in sides
+        ]
+        seconds = [[process.submit(spent, abs(n)).result() for process in processes] for n in range(-1, rounds)][1:]
     fast, slow = (BATCH / median(side) for side in zip(*seconds, strict=True))
     return [f"{fast:.1f}", f"{slow:.1f}", f"{median(their / our for our, their in seconds):.2f}"]
 
 
-def spent(sampler: Sampler, number: int) -> float:
+def begin(side: Side) -> None:
+    """In the process of a side."""
+    torch.set_num_threads(1)
+    set_track_meta(False)
+    RUNNING.append(side.sampler())
+
+
+def spent(number: int) -> float:
     """CPU seconds of one batch."""
     begun = time.process_time()
-    sampler(abs(number))
+    RUNNING[0](number)
     return time.process_time() - begun
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from nnssl.data.freed_memory import keep_freed_memory
 from nnssl.data.lazy_volume import LazyVolume, open_stored
 from nnssl.data.mixing import Passes, Weighted
 from nnssl.data.seeds import generator_at
@@ -129,11 +130,14 @@ def batches(
     Raises:
         ValueError, OSError: a stored volume could not be read; the message names the file.
     """
+    if not workers:
+        keep_freed_memory()
     loader = DataLoader(
         samples,
         batch_sampler=_Numbers(batch_size, first_step, share),
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=keep_freed_memory,
         pin_memory=pin_memory,
     )
     for batch in loader:

@@ -15,7 +15,7 @@ from torch import Tensor
 GAMMA_EPS = 1e-7  # MONAI
 _LOG2_E = math.log2(math.e)
 _TINY = 1e-37  # stands in for 0, whose logarithm takes MKL 8 times as long
-_PIECE = 16  # output voxels per product on a CPU
+_PIECES = 16, 32  # output voxels per product on a CPU: of long axes, of those up to 64
 Shape = tuple[int, int, int]
 
 
@@ -61,7 +61,7 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor) -> Tensor:
 
     The kernel is MONAI's (integrated over voxels, cut at int(4 sigma + 0.5)). Beyond the border the border voxel
     repeats: the reference pads [-1, 1] data with 0, mid-grey, which pulls every border towards grey.
-    Each axis is a product with a banded matrix. A CPU takes it in pieces of 16 output voxels, which skips most of the
+    Each axis is a product with a banded matrix. A CPU takes it in pieces of 16 or 32 voxels, which skips most of the
     zeros; a GPU in one. At 96^3 on one core that is 5 times as fast as MONAI's convolutions.
 
     Args:
@@ -112,7 +112,7 @@ class _Band(NamedTuple):
     def windows(self) -> list[tuple[slice, slice]]:
         """Rows, in pieces that pay on the device, and the columns that are not zero there."""
         side = self.matrix.shape[1]
-        step = _PIECE if self.matrix.device.type == "cpu" else side
+        step = _PIECES[side <= 64] if self.matrix.device.type == "cpu" else side
         starts = range(0, side, step)
         return [(slice(i, i + step), slice(max(0, i - self.reach), i + step + self.reach)) for i in starts]
 

@@ -6,7 +6,6 @@ from the generator that is passed in.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 ATTEMPTS = 10  # draws of a plane before the fallback (as in 2D, Inception crops)
 PLANES = ((0, 1), (0, 2), (1, 2))
-_PIECE = 16  # voxels of an axis that a product computes at once
 SAMPLINGS = ("whole", "subvolume", "min_overlap")
 
 Shape = tuple[int, int, int]
@@ -110,29 +108,8 @@ def resize(volume: Tensor, size: Shape) -> Tensor:
     # PyTorch's trilinear kernel goes voxel by voxel; plane, then depth, gives the same numbers 4 times as fast: the
     # bilinear kernel runs along the last axis, which it takes for channels
     plane = F.interpolate(volume.movedim(-1, 1), size=tuple(size[:2]), mode="bilinear", align_corners=False)
-    return _resized_depth(plane.movedim(1, -1).contiguous(), size[2])
-
-
-def _resized_depth(volume: Tensor, depth: int) -> Tensor:
-    """The last axis, as products with the matrix of linear interpolation, which is nearly diagonal."""
-    columns = volume.flatten(0, -2)
-    resized = columns.new_empty(len(columns), depth)
-    for new, old, weights in _interpolation(volume.shape[-1], depth):
-        torch.mm(columns[:, old], weights.to(columns), out=resized[:, new])
-    return resized.view(*volume.shape[:-1], depth)
-
-
-@lru_cache(maxsize=1024)
-def _interpolation(old: int, new: int) -> list[tuple[slice, slice, Tensor]]:
-    """Pieces of the new axis, which voxels of the old one each takes, and with which weights (old, new)."""
-    matrix = F.interpolate(torch.eye(old)[None], size=new, mode="linear", align_corners=False)[0]
-    pieces = []
-    for start in range(0, new, _PIECE):
-        columns = matrix[:, start : start + _PIECE]
-        used = columns.any(1).nonzero()
-        first, last = int(used[0]), int(used[-1])
-        pieces.append((slice(start, start + _PIECE), slice(first, last + 1), columns[first : last + 1].contiguous()))
-    return pieces
+    columns = plane.movedim(1, -1).flatten(0, -2)
+    return F.interpolate(columns[:, None], size=size[2], mode="linear", align_corners=False).view(len(volume), *size)
 
 
 def random_orientation(view: Tensor, generator: torch.Generator, *, flip: float = 0.3, turn: float = 0.3) -> Tensor:
