@@ -5,21 +5,23 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nnssl.data.volumes import StoredVolumes
 from nnssl.encoders.base import Encoder, to_encoder_range
 from nnssl.evaluation.frozen_scores import frozen_scores
 from nnssl.evaluation.labelled import LabelledSet, read_labelled
+from nnssl.geometry import triple
 from nnssl.paths import load_json, preprocessed_folder
 from nnssl.recipe import PretrainRecipe
 from nnssl.trainers.loggers import one_line
 from nnssl.trainers.pretrain_log import AtSave
 from nnssl.trainers.pretrain_plan import PretrainPlan, folders_of, read_plan
 from nnssl.trainers.pretrain_run import RunSettings
+from nnssl.transforms.views import padded_crop
 from nnssl.visualization.features import draw_features
 
 PICTURES = "pictures"
@@ -134,14 +136,11 @@ def pictured_map(encoder: Encoder, volume: Tensor) -> Tensor:
 def central_crops(volumes: StoredVolumes, crop: Sequence[int]) -> list[Tensor]:
     """The middle (1, *crop) of three images, spread evenly over the list; smaller ones are filled with background."""
     count = min(PICTURED, len(volumes))
-    chosen = [volumes.volume(place * len(volumes) // count) for place in range(count)]
+    chosen: list[Any] = [volumes.volume(place * len(volumes) // count) for place in range(count)]
     crops = []
     for volume in chosen:
-        sides = list(zip(volume.shape[1:], crop, strict=True))
-        box = [slice(max(0, full - side) // 2, max(0, full - side) // 2 + min(full, side)) for full, side in sides]
-        missing = [max(0, side - full) for full, side in sides]
-        padding = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
-        crops.append(F.pad(volume[(slice(None), *box)], padding))
+        corner = tuple(max(0, full - side) // 2 for full, side in zip(volume.shape[1:], crop, strict=True))
+        crops.append(padded_crop(volume, corner, triple(crop)))
     return crops
 
 

@@ -70,7 +70,7 @@ def plain_views(
         _axis_starts(max(full, side), side, count=count, generator=generator, sampling=sampling)
         for full, side in zip(_shape(volume), size, strict=True)
     ]
-    return torch.stack([_padded_crop(volume, corner, size) for corner in zip(*starts, strict=True)])
+    return torch.stack([padded_crop(volume, corner, size) for corner in zip(*starts, strict=True)])
 
 
 def random_view(volume: Tensor, rule: CropRule, *, size: Shape, depth_axis: int, generator: torch.Generator) -> Tensor:
@@ -176,7 +176,7 @@ def _axis_starts(full: int, side: int, *, count: int, generator: torch.Generator
     return [first, *(low + _integer(generator, high - low + 1) for _ in range(count - 1))]
 
 
-def _padded_crop(volume: Tensor, corner: tuple[int, ...], size: Shape) -> Tensor:
+def padded_crop(volume: Tensor, corner: tuple[int, ...], size: Shape) -> Tensor:
     """(C, *size) from `corner` on; along an axis that is too short all of it, with 0 on both sides."""
     missing = [max(0, side - full) for full, side in zip(_shape(volume), size, strict=True)]
     box = [slice(start, start + side) for start, side in zip(corner, size, strict=True)]
