@@ -26,9 +26,9 @@ from monai import transforms
 from monai.data import set_track_meta
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import default_collate
 
 from nnssl.data.case_store import StoredCase, write_case
+from nnssl.data.collation import collate
 from nnssl.data.freed_memory import keep_freed_memory
 from nnssl.data.resampling import resample_image
 from nnssl.data.seeds import generator_at
@@ -51,7 +51,7 @@ def main() -> None:
     """Make the volumes, measure in turns, print two tables in Markdown."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--work", type=Path, required=True, help="folder for 0.6 GiB of volumes")
-    words.add_argument("--rounds", type=int, default=15, help="of 4 samples each; default 15")
+    words.add_argument("--rounds", type=int, default=40, help="of 4 samples each; default 40")
     words.add_argument("--volumes", nargs="+", choices=SHAPES, default=list(SHAPES))
     arguments = words.parse_args()
     sizes, speeds = [], []
@@ -121,7 +121,7 @@ def ours_from_memory(volume: Tensor, task: PretextTask) -> Sampler:
 
     def batch(number: int) -> object:
         views = [task.prepare(volume, generator_at(0, 1, number * BATCH + k)) for k in range(BATCH)]
-        return task.augment(default_collate(views), generator_at(0, 2, number))
+        return task.augment(collate(views), generator_at(0, 2, number))
 
     return batch
 

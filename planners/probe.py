@@ -14,8 +14,8 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
+from nnssl.data.collation import collate
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec
 from nnssl.geometry import Triple
@@ -149,11 +149,12 @@ def _pretraining(step: PretrainStep, device: torch.device) -> _Training:
     begun = time.perf_counter()
     samples = [task.prepare(volume, generator) for _ in range(step.batch)]
     prepare_seconds = (time.perf_counter() - begun) / step.batch
-    batch = {name: value.to(device) for name, value in default_collate(samples).items()}
+    collated = collate(samples)
     del volume, samples
     lowered = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device.type))
 
     def loss() -> Tensor:
+        batch = {name: value.to(device, copy=True) for name, value in collated.items()}  # augmenting uses it up
         ready = task.augment(batch, torch.Generator(device).manual_seed(0))
         task.begin_step(0, recipe.steps)
         with lowered:

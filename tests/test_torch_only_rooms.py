@@ -40,6 +40,7 @@ assert features.maps[4].shape == (1, 384, 1, 2, 1) and torch.isfinite(features.s
     "pretext": """
 import torch
 from nnssl.config import knows
+from nnssl.data.collation import collate
 from nnssl.encoders import encoder_spec
 from nnssl.pretext import TASKS, build_task
 from nnssl.recipe import PretrainRecipe
@@ -50,7 +51,7 @@ for name in TASKS:
     task = build_task(name, spec, recipe, [one for one in small if knows(TASKS[name].Config, one)])
     generator = torch.Generator().manual_seed(0)
     samples = [task.prepare(torch.rand(1, 24, 24, 24), generator) for _ in range(2)]
-    batch = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+    batch = collate(samples)
     task.begin_step(0, 4)
     losses = task(task.augment(batch, generator))
     losses["loss"].backward()

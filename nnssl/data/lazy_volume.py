@@ -9,6 +9,7 @@ from torch import Tensor
 
 WHOLE_SHARE = 0.25  # of the voxels: a larger box makes the whole volume be read once and kept. Blocks that stick out
 # double the cost of a box, and tasks with boxes of this size (3DINO's global crops) ask for more than one
+_INTEGERS = {torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class LazyVolume:
@@ -47,9 +48,19 @@ class LazyVolume:
             values = torch.from_numpy(np.asarray(self._stored[(self.channel, *box)]))
         except (RuntimeError, ValueError, OSError) as error:
             raise damaged(self.path, str(error)) from error
-        if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
+        if not _finite(values):
             raise damaged(self.path, "it holds NaN or infinite voxels")
         return values
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether no voxel is NaN or infinite. Bits of floats in [0, 1], as volumes are stored, compare as integers do."""
+    if not values.numel():
+        return True
+    integer = _INTEGERS.get(values.dtype, values.dtype)
+    low, high = (int(bits) for bits in values.view(integer).aminmax())
+    one = int(torch.ones((), dtype=values.dtype).view(integer))
+    return (low >= 0 and high <= one) or bool(values.isfinite().all())
 
 
 def open_stored(path: Path) -> blosc2.NDArray:

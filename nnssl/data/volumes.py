@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from nnssl.data.collation import Batch, Sample, collate
 from nnssl.data.freed_memory import keep_freed_memory
 from nnssl.data.lazy_volume import LazyVolume, open_stored
 from nnssl.data.mixing import Passes, Weighted
 from nnssl.data.seeds import generator_at
 
-Sample = dict[str, Tensor]
 Prepare = Callable[[Any, torch.Generator], Sample]  # takes a LazyVolume for the tensor that it stands in for
 
 _ORDER, _SAMPLE = 0, 1  # what a derived seed is for
@@ -117,7 +116,7 @@ def batches(
     workers: int = 0,
     pin_memory: bool = False,
     share: tuple[int, int] = (0, 1),
-) -> Iterator[Sample]:
+) -> Iterator[Batch]:
     """Collated batches without end; batch k holds samples k * batch_size ... whatever `workers` is.
 
     Args:
@@ -136,7 +135,7 @@ def batches(
         samples,
         batch_sampler=_Numbers(batch_size, first_step, share),
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_collate_or_raise_later,
         worker_init_fn=keep_freed_memory,
         pin_memory=pin_memory,
     )
@@ -177,18 +176,10 @@ class _Numbers:
             yield list(range(first, first + own))
 
 
-def _collate(items: list[Sample | Exception]) -> Sample | Exception:
+def _collate_or_raise_later(items: list[Sample | Exception]) -> Batch | Exception:
     samples: list[Sample] = []
     for item in items:
         if isinstance(item, Exception):
             return item
         samples.append(item)
-    return {name: _view_major([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _view_major(stacks: list[Tensor]) -> Tensor:
-    """(B, V, ...) of B stacks (V, ...); in memory first views, then second ones, which is how tasks take them."""
-    if not stacks[0].ndim:
-        return default_collate(stacks)
-    views = default_collate([view for same in zip(*stacks, strict=True) for view in same])
-    return views.unflatten(0, (-1, len(stacks))).transpose(0, 1)
+    return collate(samples)

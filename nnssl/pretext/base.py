@@ -67,8 +67,8 @@ class PretextTask(nn.Module, ABC):
         self.spec, self.recipe, self.config = spec, recipe, config or self.Config()
         self.tokens = math.prod(spec.token_grid(recipe.global_crop))
 
-    def prepare(self, volume: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Geometry only, in a data worker: one volume (1, X, Y, Z) in [0, 1] -> named stacks of views (V, ...).
+    def prepare(self, volume: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        """Geometry only, in a data worker: one volume (1, X, Y, Z) in [0, 1] -> named stacks or lists of V views.
 
         The generator belongs to the sample's number in the run, so token masks that are drawn here ("mask", (V, N)
         bool, True = hidden) do not depend on how many processes share the batch. Here: one random crop as "views".
@@ -79,7 +79,8 @@ class PretextTask(nn.Module, ABC):
     def augment(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """On the training device, for the whole batch of collated samples (B, V, ...); the place to change intensity.
 
-        The given batch stays as it is. All processes hold the same generator; see `losses.processes.own_generator`.
+        The given batch is used up: its memory may be changed. All processes hold the same generator; see
+        `losses.processes.own_generator`.
 
         Returns:
             View-major stacks (V * B, ...) of every entry; "views" in the encoder's range, "image" the same in [0, 1].

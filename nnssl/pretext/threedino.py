@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,12 @@ from nnssl.transforms.masking import hidden_tokens, stratified_masks
 from nnssl.transforms.views import CropRule, random_view
 
 GLOBAL_VIEWS = 2  # the objective pairs exactly two
+_ONE_OF_THREE = (random_intensity.contrast_noise_or_histogram, 0.8)
+INTENSITY = (  # changes of first global, second global and local views, and how likely they are
+    (_ONE_OF_THREE, (random_intensity.smooth_or_sharpen, 1.0)),
+    (_ONE_OF_THREE, (random_intensity.smooth_or_sharpen, 0.1), (random_intensity.gibbs, 0.2)),
+    (_ONE_OF_THREE, (random_intensity.smooth, 0.5)),
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class ThreeDinoConfig(DistillationConfig):
 class ThreeDino(SelfDistillation):
     """Student and teacher with a DINO and an iBOT head each; works with any encoder that can hide tokens.
 
-    `prepare` -> {"global": (2, 1, *global_crop), "local": (L, 1, *local_crop)} in [0, 1]; after batching, `augment` ->
+    `prepare` -> {"global": 2 times (1, *global_crop), "local": L times (1, *local_crop)} in [0, 1]; then `augment` ->
     view-major stacks "global" (2B, 1, ...) and "local" (L * B, 1, ...) in the encoder's range, with "mask" (2B, N).
     The result is the teacher, as in the reference.
     """
@@ -81,14 +88,11 @@ class ThreeDino(SelfDistillation):
         """Heads of the class token and of the patch tokens."""
         return {"dino_head": self.spec.channels[-1], "ibot_head": self.spec.token_channels}
 
-    def prepare(self, volume: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def prepare(self, volume: Tensor, generator: torch.Generator) -> dict[str, list[Tensor]]:
         """Two global and `local_views` local crops of one volume (1, X, Y, Z), resized, flipped and turned."""
-        axis, views = self.config.depth_axis, {}
-        for name, (rule, size, count) in self.views.items():
-            crops = [random_view(volume, rule, size=size, depth_axis=axis, generator=generator) for _ in range(count)]
-            if crops:
-                views[name] = torch.stack(crops)
-        return views
+        draw = partial(random_view, volume, depth_axis=self.config.depth_axis, generator=generator)
+        drawn = {name: [draw(rule, size=size) for _ in range(n)] for name, (rule, size, n) in self.views.items()}
+        return {name: views for name, views in drawn.items() if views}
 
     @torch.no_grad()
     def augment(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -96,22 +100,18 @@ class ThreeDino(SelfDistillation):
         images = len(batch["global"])
         ready = {name: view_major(crops) for name, crops in batch.items()}
         mask = self._masks(images, generator).to(ready["global"].device, non_blocking=True)
-        share, device = random_intensity.Share(images, rank(), world()), ready["global"].device
-        with torch.autocast(device.type, enabled=False):
-            first, second = ready["global"].split(images)
-            random_intensity.contrast_noise_or_histogram(first, generator, share=share)
-            random_intensity.smooth_or_sharpen(first, generator, 1.0, share=share)
-            random_intensity.contrast_noise_or_histogram(second, generator, share=share)
-            random_intensity.smooth_or_sharpen(second, generator, 0.1, share=share)
-            random_intensity.gibbs(second, generator, 0.2, share=share)
-            if "local" in ready:
-                random_intensity.contrast_noise_or_histogram(ready["local"], generator, share=share)
-                random_intensity.smooth(ready["local"], generator, 0.5, share=share)
-        for crops in ready.values():  # in place: a fresh batch costs more than all arithmetic on it
-            if self.config.clip:
-                crops.clamp_(0, 1)
-            to_encoder_range(crops, self.spec.intensity.encoder_range, out=crops)
+        share, finish = random_intensity.Share(images, rank(), world()), random_intensity.Change(self._finish)
+        families = [*ready["global"].split(images), *(crops for name, crops in ready.items() if name == "local")]
+        with torch.autocast(mask.device.type, enabled=False):
+            for crops, kinds in zip(families, INTENSITY, strict=False):
+                changes = random_intensity.draw(kinds, len(crops), generator, share=share)
+                random_intensity.apply(crops, [*changes, finish])
         return ready | {"mask": mask}
+
+    def _finish(self, crops: Tensor, _rows: object, out: Tensor | None) -> Tensor:
+        """Clip, and map to the range of the encoder."""
+        clipped = torch.clamp(crops, 0, 1, out=out) if self.config.clip else crops
+        return to_encoder_range(clipped, self.spec.intensity.encoder_range, out=out)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"loss": "dino" + "ibot" + "koleo" (the last one already weighted), and health of the teacher}."""

@@ -1,22 +1,23 @@
 """Random intensity augmentation: parameters per sample from an explicit generator, ranges of 3DINO.
 
-All functions change `volumes` (N, C, X, Y, Z), in [0, 1], in place and return them; nothing is clipped here.
-Parameters are drawn for every sample whether used or not, on the generator's device, so that the numbers depend on the
-generator alone; only noise depends on the device of the volumes as well. Where processes share a batch, each draws
-for all of it, from a generator in the same state, and uses its own rows: two processes change what one would.
+Functions named after a change draw who is changed, and how; `apply` does it to volumes (N, C, X, Y, Z) in [0, 1], in
+place; nothing is clipped. Parameters are drawn for every sample whether used or not, on the generator's device, so
+that the numbers depend on the generator alone; only noise depends on the device of the volumes as well. Where
+processes share a batch, each draws for all of it, from a generator in the same state, and uses its own rows: two
+processes change what one would.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from nnssl.transforms.blur import gaussian_smooth
 from nnssl.transforms.intensity import (
     gamma_contrast,
     gaussian_noise,
     gaussian_sharpen,
-    gaussian_smooth,
     gibbs_noise,
     histogram_shift,
 )
@@ -27,6 +28,16 @@ CONTROL_POINTS = 10
 SMOOTH_SIGMA = (0.25, 1.5)  # voxels
 SHARPEN_SIGMA = (0.5, 1.0)  # voxels, first blur; the second lies between 0.5 and the first
 SHARPEN_ALPHA = (10.0, 30.0)
+
+
+Rows = Tensor | slice
+
+
+class Change(NamedTuple):
+    """What happens to some samples: `transform(volumes, their rows, out)`."""
+
+    transform: Callable[[Tensor, Rows, Tensor | None], Tensor]
+    chosen: Tensor | None = None  # (N,), on the CPU, so that nothing waits for the device; None: all
 
 
 class Share(NamedTuple):
@@ -46,39 +57,84 @@ class Share(NamedTuple):
 ALONE = Share()
 
 
+class Kind(Protocol):
+    """One of the functions below."""
+
+    def __call__(
+        self, samples: int, generator: torch.Generator, probability: float, *, share: Share = ALONE
+    ) -> list[Change]: ...
+
+
+def draw(
+    kinds: Sequence[tuple[Kind, float]], samples: int, generator: torch.Generator, *, share: Share = ALONE
+) -> list[Change]:
+    """Changes of every kind, with its probability, in order."""
+    return [change for kind, chance in kinds for change in kind(samples, generator, chance, share=share)]
+
+
+def apply(volumes: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Make the changes in their order, in place.
+
+    A GPU makes each change to all samples at once; a CPU makes all changes to one sample after the other, so that it
+    stays in the cache.
+    """
+    return (_one_sample_at_a_time if volumes.device.type == "cpu" else _one_change_at_a_time)(volumes, changes)
+
+
+def _one_sample_at_a_time(volumes: Tensor, changes: Sequence[Change]) -> Tensor:
+    for row in range(len(volumes)):
+        own = slice(row, row + 1)
+        for transform, chosen in changes:
+            if chosen is None or chosen[row]:
+                transform(volumes[own], own, volumes[own])
+    return volumes
+
+
+def _one_change_at_a_time(volumes: Tensor, changes: Sequence[Change]) -> Tensor:
+    for transform, chosen in changes:
+        if chosen is None:
+            transform(volumes, slice(None), volumes)
+        elif chosen.any():
+            rows = chosen.nonzero()[:, 0]
+            index = rows.to(volumes.device, non_blocking=True)
+            volumes.index_copy_(0, index, transform(volumes.index_select(0, index), rows, None))
+    return volumes
+
+
 def contrast_noise_or_histogram(
-    volumes: Tensor, generator: torch.Generator, probability: float = 0.8, *, share: Share = ALONE
-) -> Tensor:
+    samples: int, generator: torch.Generator, probability: float, *, share: Share = ALONE
+) -> list[Change]:
     """One of gamma contrast, Gaussian noise and histogram shift (a third each), with `probability` in all."""
-    count = len(volumes) * share.processes
+    count = samples * share.processes
     choice = share.own(torch.randint(3, (count,), generator=generator, device=generator.device).cpu())
     chosen = share.own(_happens(count, generator, probability))
     gamma = share.own(_uniform((count,), generator, *GAMMA))
     sigma = share.own(_uniform((count,), generator, *NOISE_SIGMA))
     points = share.own(_control_points(count, generator))
     seeds = share.own(torch.randint(2**62, (count,), generator=generator, device=generator.device).cpu())
-    _change(volumes, chosen & (choice == 0), lambda part, rows: gamma_contrast(part, gamma[rows]))
-    _change(volumes, chosen & (choice == 1), lambda part, rows: _noise(part, sigma[rows], seeds[rows]))
-    _change(volumes, chosen & (choice == 2), lambda part, rows: histogram_shift(part, points[rows]))
-    return volumes
+    return [
+        Change(lambda part, rows, out: gamma_contrast(part, gamma[rows], out=out), chosen & (choice == 0)),
+        Change(lambda part, rows, out: gaussian_noise(part, sigma[rows], seeds[rows], out=out), chosen & (choice == 1)),
+        Change(lambda part, rows, out: histogram_shift(part, points[rows], out=out), chosen & (choice == 2)),
+    ]
 
 
-def smooth(volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> Tensor:
+def smooth(samples: int, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> list[Change]:
     """Gaussian smoothing of a sample with `probability`."""
-    count = len(volumes) * share.processes
+    count = samples * share.processes
     chosen = share.own(_happens(count, generator, probability))
     sigma = share.own(_uniform((count, 3), generator, *SMOOTH_SIGMA))
-    return _change(volumes, chosen, lambda part, rows: gaussian_smooth(part, sigma[rows]))
+    return [Change(lambda part, rows, out: gaussian_smooth(part, sigma[rows], out=out), chosen)]
 
 
 def smooth_or_sharpen(
-    volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE
-) -> Tensor:
+    samples: int, generator: torch.Generator, probability: float, *, share: Share = ALONE
+) -> list[Change]:
     """Gaussian smoothing or sharpening (half each) of a sample with `probability` in all.
 
     The paper does not list sharpening; the reference does it.
     """
-    count = len(volumes) * share.processes
+    count = samples * share.processes
     sharpened = share.own(_happens(count, generator, 0.5))
     chosen = share.own(_happens(count, generator, probability))
     sigma = share.own(_uniform((count, 3), generator, *SMOOTH_SIGMA))
@@ -86,36 +142,21 @@ def smooth_or_sharpen(
     low = SHARPEN_SIGMA[0]
     second = low + (first - low) * share.own(_uniform((count, 3), generator, 0.0, 1.0))
     alpha = share.own(_uniform((count,), generator, *SHARPEN_ALPHA))
-    _change(volumes, chosen & ~sharpened, lambda part, rows: gaussian_smooth(part, sigma[rows]))
-    return _change(
-        volumes,
-        chosen & sharpened,
-        lambda part, rows: gaussian_sharpen(part, (first[rows], second[rows]), alpha[rows]),
-    )
+    return [
+        Change(lambda part, rows, out: gaussian_smooth(part, sigma[rows], out=out), chosen & ~sharpened),
+        Change(
+            lambda part, rows, out: gaussian_sharpen(part, (first[rows], second[rows]), alpha[rows], out=out),
+            chosen & sharpened,
+        ),
+    ]
 
 
-def gibbs(volumes: Tensor, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> Tensor:
+def gibbs(samples: int, generator: torch.Generator, probability: float, *, share: Share = ALONE) -> list[Change]:
     """Gibbs ringing of a sample with `probability`, alpha between 0 and 1."""
-    count = len(volumes) * share.processes
+    count = samples * share.processes
     chosen = share.own(_happens(count, generator, probability))
     alpha = share.own(_uniform((count,), generator, 0.0, 1.0))
-    return _change(volumes, chosen, lambda part, rows: gibbs_noise(part, alpha[rows]))
-
-
-def _change(volumes: Tensor, chosen: Tensor, transform: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace the chosen samples by their transform; `chosen` (N,) lies on the CPU, so nothing waits for the device.
-
-    A GPU takes all samples at once; a CPU takes one after the other, so that temporaries stay in its cache.
-    """
-    rows = chosen.nonzero()[:, 0]
-    if volumes.device.type == "cpu":
-        for row in rows.tolist():
-            part = volumes[row : row + 1]
-            part.copy_(transform(part, torch.tensor([row])))
-    elif len(rows):
-        index = rows.to(volumes.device, non_blocking=True)
-        volumes.index_copy_(0, index, transform(volumes.index_select(0, index), rows))
-    return volumes
+    return [Change(lambda part, rows, out: gibbs_noise(part, alpha[rows], out=out), chosen)]
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:
@@ -134,13 +175,3 @@ def _control_points(count: int, generator: torch.Generator) -> Tensor:
     for i in range(1, CONTROL_POINTS - 1):
         points[:, i] = torch.lerp(points[:, i - 1], points[:, i + 1], drawn[:, i])
     return points
-
-
-def _noise(volumes: Tensor, sigma: Tensor, seeds: Tensor) -> Tensor:
-    """Noise of one seed per sample, drawn on the device of the volumes."""
-    device = volumes.device
-    noisy = [
-        gaussian_noise(volumes[row : row + 1], sigma[row : row + 1], torch.Generator(device).manual_seed(seed))
-        for row, seed in enumerate(seeds.tolist())
-    ]
-    return torch.cat(noisy)

@@ -91,12 +91,11 @@ def random_box(
     voxel (the reference takes the whole edge where rounding gives 0). The corner is uniform.
     """
     first, second = (axis for axis in range(3) if axis != depth_axis)
-    edges = [0, 0, 0]
-    edges[first], edges[second] = _random_plane(
-        (shape[first], shape[second]), rule, size=(size[first], size[second]), generator=generator
-    )
-    edges[depth_axis] = max(1, round(shape[depth_axis] * _uniform(generator, *rule.depth)))
-    starts = [_integer(generator, full - edge + 1) for full, edge in zip(shape, edges, strict=True)]
+    edges, draws = [0, 0, 0], _Draws(generator, 2 * ATTEMPTS + 4)
+    plane, view = (shape[first], shape[second]), (size[first], size[second])
+    edges[first], edges[second] = _random_plane(plane, rule, size=view, draws=draws)
+    edges[depth_axis] = max(1, round(shape[depth_axis] * draws.uniform(*rule.depth)))
+    starts = [draws.integer(full - edge + 1) for full, edge in zip(shape, edges, strict=True)]
     x, y, z = (slice(start, start + edge) for start, edge in zip(starts, edges, strict=True))
     return x, y, z
 
@@ -116,12 +115,13 @@ def random_orientation(view: Tensor, generator: torch.Generator, *, flip: float 
     """Flip each axis with probability `flip`; turn each plane with probability `turn` by 90, 180 or 270 degrees.
 
     A plane with unequal sides is only turned by 180 degrees: the view keeps its size. The paper does not list turns.
+    The result need not be contiguous.
     """
-    mirrored = [_uniform(generator, 0.0, 1.0) < flip for _ in range(3)]
+    draws = _Draws(generator, 9)
+    mirrored = [draws.uniform() < flip for _ in range(3)]
     order = [0, 1, 2]  # axis of `view` that becomes each axis of the result
     for first, second in PLANES:
-        happens = _uniform(generator, 0.0, 1.0) < turn
-        quarters = 1 + _integer(generator, 3)
+        happens, quarters = draws.uniform() < turn, 1 + draws.integer(3)
         if not happens:
             continue
         if view.shape[first + 1] != view.shape[second + 1]:
@@ -140,19 +140,17 @@ def _reordered(view: Tensor, order: list[int]) -> Tensor:
     while places != [0, 1, 2]:
         first = 0 if places[0] > places[1] else 1
         places[first], places[first + 1] = places[first + 1], places[first]
-        view = view.transpose(first + 1, first + 2).contiguous()
+        view = view.contiguous().transpose(first + 1, first + 2)
     return view
 
 
-def _random_plane(
-    full: tuple[int, int], rule: CropRule, *, size: tuple[int, int], generator: torch.Generator
-) -> tuple[int, int]:
+def _random_plane(full: tuple[int, int], rule: CropRule, *, size: tuple[int, int], draws: "_Draws") -> tuple[int, int]:
     """Sides of the plane in voxels; see `random_box`."""
     height, width = full[0] / size[0], full[1] / size[1]
     log_ratio = (math.log(rule.ratio[0]), math.log(rule.ratio[1]))
     for _ in range(ATTEMPTS):
-        area = height * width * _uniform(generator, *rule.area)
-        ratio = math.exp(_uniform(generator, *log_ratio))
+        area = height * width * draws.uniform(*rule.area)
+        ratio = math.exp(draws.uniform(*log_ratio))
         rows = round(math.sqrt(area / ratio) * size[0])
         columns = round(math.sqrt(area * ratio) * size[1])
         if 0 < rows <= full[0] and 0 < columns <= full[1]:
@@ -191,8 +189,17 @@ def _shape(volume: Tensor) -> Shape:
     return x, y, z
 
 
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+class _Draws:
+    """Random numbers for one decision after the other, drawn at once: one by one they cost more than the decisions."""
+
+    def __init__(self, generator: torch.Generator, count: int) -> None:
+        self._left = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        return low + (high - low) * float(next(self._left))
+
+    def integer(self, below: int) -> int:
+        return int(self.uniform() * below)
 
 
 def _integer(generator: torch.Generator, below: int) -> int:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from nnssl.config import knows
+from nnssl.data.collation import collate
 from nnssl.encoders import encoder_spec
 from nnssl.encoders.base import EncoderSpec, IntensityRange
 from nnssl.pretext import TASKS, build_task
@@ -66,7 +66,7 @@ def toy_volumes(count: int = IMAGES) -> list[Tensor]:
 def prepared(task: PretextTask, seed: int = 0, images: int = IMAGES) -> dict[str, Tensor]:
     """What the data loader hands over: geometry done, in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    return default_collate([task.prepare(volume, generator) for volume in toy_volumes(images)])
+    return collate([task.prepare(volume, generator) for volume in toy_volumes(images)])
 
 
 def toy_batch(task: PretextTask, seed: int = 0, images: int = IMAGES) -> dict[str, Tensor]:

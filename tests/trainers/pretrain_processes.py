@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from nnssl.data.collation import collate
 from nnssl.data.seeds import generator_at
 from nnssl.losses.processes import rank, world
 from nnssl.pretext.base import PretextTask
@@ -51,7 +51,7 @@ def shares(task: PretextTask, job: Job, first_step: int) -> Iterator[dict[str, T
     for step in itertools.count(first_step):
         first = step * job.batch_size + rank() * own
         numbers = range(first, first + own)
-        yield default_collate([task.prepare(volumes[k % len(volumes)], generator_at(7, 1, k)) for k in numbers])
+        yield collate([task.prepare(volumes[k % len(volumes)], generator_at(7, 1, k)) for k in numbers])
 
 
 class Steps(Watcher):
