@@ -40,7 +40,7 @@ class LazyVolume:
         if self._whole is None and np.prod(edges) > WHOLE_SHARE * self.shape.numel():
             self._whole = self._read(())
         crop = self._read(tuple(sides)) if self._whole is None else self._whole[tuple(sides)]
-        return crop.contiguous().float()[None][channel]  # in this order: converting strided voxels takes twice as long
+        return crop.float().contiguous()[None][channel]
 
     def _read(self, box: tuple[slice, ...]) -> Tensor:
         """In the stored type, so that a whole volume that is kept takes no more than it must."""

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from nnssl.data.freed_memory import HUGE_BYTES
+
 FAULTS = """
 import resource, sys
 import torch
@@ -23,6 +25,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+ADVISED = """
+from pathlib import Path
+from nnssl.data.freed_memory import keep_freed_memory
+keep_freed_memory()
+keep_freed_memory()  # as in a data worker, whose parent did so before
+size, heap, advised = 0, False, 0
+for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
+    name, _, value = line.partition(":")
+    if "-" in name.split()[0]:  # first line of an area
+        heap = line.endswith("[heap]")
+    elif name == "Size":
+        size = int(value.split()[0])
+    elif name == "VmFlags" and heap and "hg" in value.split():
+        advised = max(advised, size)
+print(advised)
+"""
+
+
 def faults(word: str) -> int:
     done = subprocess.run([sys.executable, "-c", FAULTS, word], capture_output=True, text=True, check=True)
     return int(done.stdout)
@@ -33,3 +53,9 @@ def faults(word: str) -> int:
 def test_batches_after_the_first_take_no_fresh_pages() -> None:
     kept, returned = faults("keep"), faults("as it is")
     assert kept < 0.05 * returned, (kept, returned)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_the_heap_asks_for_huge_pages() -> None:
+    done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= HUGE_BYTES // 1024 - 2048  # KiB

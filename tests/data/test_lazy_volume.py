@@ -104,6 +104,13 @@ def test_a_box_with_a_voxel_that_is_no_number_is_refused_and_its_neighbour_read(
         volume[:, 12:16, :8, :8]
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_numbers_beyond_the_stored_range_are_read_as_they_are(tmp_path: Path, kind: str) -> None:
+    values = np.linspace(-3, 5, 1000).reshape(1, 10, 10, 10).astype(kind)
+    blosc2.asarray(values, urlpath=str(tmp_path / "wide.b2nd"), mode="w")
+    np.testing.assert_array_equal(LazyVolume(tmp_path / "wide.b2nd", 0)[:].numpy(), values.astype(np.float32))
+
+
 @pytest.mark.parametrize("size", [(6, 6, 6), (16, 16, 16), (34, 20, 48)])
 @pytest.mark.parametrize("kind", ["whole", "subvolume", "min_overlap"])
 def test_plain_views_are_the_same_from_a_file_and_from_memory(
