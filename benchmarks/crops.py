@@ -4,8 +4,9 @@ Both sides start from a file: ours from a volume that is capped at what crops ca
 from the float32 cache of the whole volume that the published code keeps (`torch.save`; MONAI's CacheNTransDataset). The
 MONAI chain is rebuilt from the paper and its configuration; it augments view by view, ours batch by batch on the
 training device, here the CPU. MONAI's bookkeeping (`set_track_meta`) is off, which favours it by a twentieth. Each side
-lives in a process of its own, because ours keeps freed memory; they take turns on one core in one run. Seconds are CPU time of one thread, ratios are medians of neighbouring rounds. "From memory" gives
-both the same capped float32 volume and leaves the reading out.
+lives in a process of its own, because ours keeps freed memory; they take turns on one core in one run. Seconds are CPU
+time of one thread, ratios are medians of neighbouring rounds. "From memory" gives both the same capped float32 volume
+and leaves the reading out.
 
     OMP_NUM_THREADS=1 python benchmarks/crops.py --work /scratch/crops
 """
