@@ -46,7 +46,7 @@ def to_encoder_range(volume: Tensor, encoder_range: tuple[float, float], *, out:
     `out=volume` works in place.
     """
     low, high = encoder_range
-    return torch.add(torch.tensor(low), volume, alpha=high - low, out=out)
+    return torch.add(volume.new_full((), low), volume, alpha=high - low, out=out)
 
 
 @dataclass(frozen=True)
