@@ -17,7 +17,9 @@ _PIECE = 16  # output voxels per product on a CPU
 
 
 def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Blur each sample. A CPU convolves X and Y and multiplies along Z, sample by sample; a GPU multiplies, all at once.
+    """Blur each sample.
+
+    A CPU convolves X and Y and multiplies along Z, sample by sample; a GPU multiplies, all samples at once.
 
     Args:
         volumes: (N, C, X, Y, Z), floating point.
