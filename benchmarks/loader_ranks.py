@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnssl.data.collation import Sample
 from nnssl.data.lazy_volume import LazyVolume
-from nnssl.data.volumes import PreparedSamples, Sample, StoredFolder, StoredVolumes, batches, stored_cases
+from nnssl.data.volumes import PreparedSamples, StoredFolder, StoredVolumes, batches, stored_cases
 from nnssl.encoders import encoder_spec
 from nnssl.pretext import build_task
 from nnssl.recipe import PretrainRecipe
