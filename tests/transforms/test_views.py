@@ -123,6 +123,18 @@ def test_plane_then_depth_is_trilinear_resizing(size: Shape) -> None:
         torch.testing.assert_close(resize(crop, size), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("full", [40, 33, 12])
+def test_a_view_is_its_box_resized_whatever_lies_beside_it(full: int) -> None:
+    """The plane is resized together with neighbours along Z, which the depth pass leaves out."""
+    volume, size = torch.rand(1, 24, 20, full, generator=_generator()), (8, 8, 8)
+    for seed in range(12):
+        x, y, z = random_box((24, 20, full), RULES["global"], size=size, depth_axis=2, generator=_generator(seed))
+        view = random_view(volume, RULES["global"], size=size, depth_axis=2, generator=_generator(seed))
+        alone = torch.nn.functional.interpolate(volume[None, :, x, y, z], size=size, mode="trilinear")[0]
+        expected, found = (part.flatten().sort().values for part in (alone, view))  # a turn only moves voxels
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_flip_and_turn_happen_with_the_given_probability() -> None:
     line = torch.arange(2.0).view(1, 2, 1, 1)
     generator = _generator()
