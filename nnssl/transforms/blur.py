@@ -27,8 +27,7 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None
         out: takes the result and may be `volumes`; it is contiguous.
     """
     deviations = sigma.tolist()  # a few numbers, which Python is through with before PyTorch has begun
-    if out is None:
-        out = torch.empty_like(volumes, memory_format=torch.contiguous_format)
+    out = result_like(volumes, out)
     if volumes.device.type != "cpu":
         return out.copy_(_blur_by_products(volumes, deviations))
     for sample, (first, second, third) in enumerate(deviations):
@@ -36,6 +35,11 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None
             plane = _blur_plane(volumes[sample, channel].contiguous(), first, second)
             _blur_depth(plane, third, out=out[sample, channel])
     return out
+
+
+def result_like(volumes: Tensor, out: Tensor | None) -> Tensor:
+    """Where a transform writes its result: `out`, or a new contiguous tensor of the same shape."""
+    return torch.empty_like(volumes, memory_format=torch.contiguous_format) if out is None else out
 
 
 def _blur_plane(volume: Tensor, first: float, second: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnssl.transforms.blur import gaussian_smooth
+from nnssl.transforms.blur import gaussian_smooth, result_like
 
 GAMMA_EPS = 1e-7  # MONAI
 _LOG2_E = math.log2(math.e)
@@ -37,7 +37,7 @@ def gaussian_noise(volumes: Tensor, sigma: Tensor, seeds: Tensor, *, out: Tensor
 
     A CPU draws from 2^16 equally likely levels, the normal quantiles (up to 4.3 sigma), in a third of the time.
     """
-    changed = _like(volumes, out)
+    changed = result_like(volumes, out)
     for volume, place, deviation, seed in zip(volumes, changed, sigma.tolist(), seeds.tolist(), strict=True):
         if volume.device.type == "cpu":
             _add_levels(volume.contiguous().view(-1), deviation, seed, out=place.view(-1))
@@ -72,7 +72,7 @@ def histogram_shift(volumes: Tensor, control_points: Tensor, *, out: Tensor | No
         control_points: (N, P >= 2) ascending in [0, 1]; the values at P equally spaced intensities of the range.
         out: takes the result.
     """
-    changed = _like(volumes, out)
+    changed = result_like(volumes, out)
     if volumes.device.type != "cpu":
         return changed.copy_(_sum_of_bent_lines(volumes, control_points))
     for volume, points, place in zip(volumes, control_points.tolist(), changed, strict=True):
@@ -117,7 +117,7 @@ def gaussian_sharpen(
     Leaves [0, 1] at edges, by far for the reference's alpha of 10 to 30.
     """
     once = gaussian_smooth(volumes, sigma[0])
-    twice = gaussian_smooth(once, sigma[1], out=_like(volumes, out))
+    twice = gaussian_smooth(once, sigma[1], out=result_like(volumes, out))
     return torch.lerp(twice, once, 1 + _per_sample(alpha, volumes), out=twice)
 
 
@@ -136,7 +136,7 @@ def gibbs_noise(volumes: Tensor, alpha: Tensor, *, out: Tensor | None = None) ->
     torch.le(inside, limit, out=keep).add_(torch.le(mirrored, limit, out=other)).mul_(0.5)
     spectrum = torch.fft.fft2(torch.fft.rfft(volumes, dim=4)[..., :reach], dim=(2, 3)) * keep[:, None]
     spectrum = torch.fft.ifft2(spectrum, dim=(2, 3))  # in one irfftn it is twice as slow
-    return torch.fft.irfft(spectrum, n=z, dim=4, out=_like(volumes, out))
+    return torch.fft.irfft(spectrum, n=z, dim=4, out=result_like(volumes, out))
 
 
 @lru_cache(maxsize=8)
@@ -168,11 +168,6 @@ def _range(volumes: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest intensity of each sample, broadcastable to the volumes."""
     flat = volumes.flatten(1)  # two passes: aminmax along a dimension is 20 times slower
     return _per_sample(flat.amin(1), volumes), _per_sample(flat.amax(1), volumes)
-
-
-def _like(volumes: Tensor, out: Tensor | None) -> Tensor:
-    """Where the result goes."""
-    return torch.empty_like(volumes, memory_format=torch.contiguous_format) if out is None else out
 
 
 def _columns(rows: Tensor, volumes: Tensor) -> list[Tensor]:
