@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-_PIECE = 16  # output voxels per product on a CPU
+_PIECES = (8, 8, 16)  # voxels per product along X, Y, Z on a CPU: more meet more zeros, fewer make more products
+_SLAB = 24  # voxels along X that are blurred along Y and Z while they lie in the cache
 
 
 def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Blur each sample.
 
-    A CPU convolves X and Y and multiplies along Z, sample by sample; a GPU multiplies, all samples at once.
+    A CPU multiplies with pieces of each axis' banded matrix, sample by sample; a GPU with all of it and all samples.
 
     Args:
         volumes: (N, C, X, Y, Z), floating point.
@@ -27,13 +27,14 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None
         out: takes the result and may be `volumes`; it is contiguous.
     """
     deviations = sigma.tolist()  # a few numbers, which Python is through with before PyTorch has begun
-    out = result_like(volumes, out)
     if volumes.device.type != "cpu":
-        return out.copy_(_blur_by_products(volumes, deviations))
-    for sample, (first, second, third) in enumerate(deviations):
-        for channel in range(volumes.shape[1]):
-            plane = _blur_plane(volumes[sample, channel].contiguous(), first, second)
-            _blur_depth(plane, third, out=out[sample, channel])
+        return result_like(volumes, out).copy_(_blur_by_products(volumes, deviations))
+    if volumes.dtype not in (torch.float32, torch.float64):
+        return result_like(volumes, out).copy_(gaussian_smooth(volumes.float(), sigma))
+    out = result_like(volumes, out)
+    for volume, place, sigmas in zip(volumes.detach(), out, deviations, strict=True):
+        for channel, result in zip(volume.contiguous().numpy(), place.numpy(), strict=True):
+            _blur_by_pieces(channel, sigmas, out=result)
     return out
 
 
@@ -42,24 +43,38 @@ def result_like(volumes: Tensor, out: Tensor | None) -> Tensor:
     return torch.empty_like(volumes, memory_format=torch.contiguous_format) if out is None else out
 
 
-def _blur_plane(volume: Tensor, first: float, second: float) -> Tensor:
-    """(X, Y, Z) blurred along X and Y. Z counts as channels: their convolution one by one is a CPU's fastest kernel."""
-    depth, along_x, along_y = volume.shape[2], torch.from_numpy(_kernel(first)), torch.from_numpy(_kernel(second))
-    reach_x, reach_y = len(along_x) // 2, len(along_y) // 2
-    planes = F.pad(volume[None].permute(0, 3, 1, 2), (reach_y, reach_y, reach_x, reach_x), mode="replicate")
-    planes = F.conv2d(planes, along_x.to(volume)[:, None].expand(depth, 1, -1, 1), groups=depth)
-    planes = F.conv2d(planes, along_y.to(volume).expand(depth, 1, 1, -1), groups=depth)
-    return planes[0].permute(1, 2, 0)
+def _blur_by_pieces(volume: NDArray[np.floating], sigmas: list[float], *, out: NDArray[np.floating]) -> None:
+    """(X, Y, Z) blurred. NumPy multiplies: twice as fast as PyTorch's products (MKL, on AMD) and convolutions."""
+    axes = zip(sigmas, volume.shape, _PIECES, strict=True)
+    along_x, along_y, along_z = (_bands(sigma, side, step, volume.dtype) for sigma, side, step in axes)
+    along_z = [(np.ascontiguousarray(band.T), near, piece) for band, near, piece in along_z]  # a quarter faster
+    once, room = np.empty_like(volume), np.empty_like(volume[:_SLAB])
+    for band, near, piece in along_x:
+        np.matmul(band, _rows(volume[near]), out=_rows(once[piece]))
+    for start in range(0, len(volume), _SLAB):
+        slab, result = once[start : start + _SLAB], out[start : start + _SLAB]
+        twice = room[: len(slab)]
+        for band, near, piece in along_y:
+            np.matmul(band, slab[:, near], out=twice[:, piece])
+        for band, near, piece in along_z:
+            np.matmul(_columns(twice)[:, near], band, out=_columns(result)[:, piece])
 
 
-def _blur_depth(volume: Tensor, sigma: float, *, out: Tensor) -> None:
-    """(X, Y, Z) blurred along Z: products with pieces of a banded matrix that leave out most of its zeros."""
-    side, kernel = volume.shape[2], _kernel(sigma)
-    matrix, reach = torch.from_numpy(_banded(kernel, side)).to(volume).T, len(kernel) // 2
-    rows, blurred = volume.reshape(-1, side), out.view(-1, side)
-    for start in range(0, side, _PIECE):
-        end, low, high = start + _PIECE, max(0, start - reach), start + _PIECE + reach
-        torch.mm(rows[:, low:high], matrix[low:high, start:end], out=blurred[:, start:end])
+def _bands(sigma: float, side: int, step: int, kind: np.dtype) -> list[tuple[NDArray[np.floating], slice, slice]]:
+    """The banded matrix of an axis in pieces: rows without most of their zeros, voxels they weigh, voxels they make."""
+    kernel = _kernel(sigma)
+    matrix, reach = _banded(kernel, side).astype(kind), len(kernel) // 2
+    pieces = [slice(start, min(side, start + step)) for start in range(0, side, step)]
+    nears = [slice(max(0, piece.start - reach), min(side, piece.stop + reach)) for piece in pieces]
+    return [(np.ascontiguousarray(matrix[piece, near]), near, piece) for near, piece in zip(nears, pieces, strict=True)]
+
+
+def _rows(volume: NDArray[np.floating]) -> NDArray[np.floating]:
+    return volume.reshape(len(volume), -1)
+
+
+def _columns(volume: NDArray[np.floating]) -> NDArray[np.floating]:
+    return volume.reshape(-1, volume.shape[-1])
 
 
 def _blur_by_products(volumes: Tensor, deviations: list[list[float]]) -> Tensor:

@@ -1,12 +1,13 @@
 """Memory that was freed is used again without asking the system for fresh pages."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from nnssl.data.freed_memory import HUGE_BYTES
+from nnssl.data.freed_memory import HUGE_BYTES, HUGE_PAGE
 
 FAULTS = """
 import resource, sys
@@ -44,18 +45,21 @@ print(advised)
 
 
 def faults(word: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, word], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # fixed, or glibc may happen to keep them as well
+    command = [sys.executable, "-c", FAULTS, word]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_batches_after_the_first_take_no_fresh_pages() -> None:
     kept, returned = faults("keep"), faults("as it is")
+    if not returned:
+        pytest.skip("this system does not count the pages it hands out")
     assert kept < 0.05 * returned, (kept, returned)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_the_heap_asks_for_huge_pages() -> None:
     done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= HUGE_BYTES // 1024 - 2048  # KiB
+    assert int(done.stdout) * 1024 >= HUGE_BYTES - 2 * HUGE_PAGE  # it neither begins nor ends on a huge page

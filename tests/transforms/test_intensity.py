@@ -115,7 +115,17 @@ def test_gibbs_noise_equals_monai_for_every_radius(alpha: float) -> None:
     torch.testing.assert_close(found[0], peer, atol=1e-6, rtol=1e-5)
 
 
-def test_a_product_per_axis_smooths_as_convolutions_do() -> None:
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_smoothing_keeps_the_type_of_the_volumes(kind: torch.dtype) -> None:
+    volumes = torch.from_numpy(uniform("smoothing", (2, 2, 9, 20, 33), 0.0, 1.0)).to(kind)
+    aim = _blur_by_products(volumes.double(), SIGMAS.tolist())
+    for found in (gaussian_smooth(volumes, SIGMAS), gaussian_smooth(volumes, SIGMAS, out=volumes)):
+        assert found.dtype == kind
+        torch.testing.assert_close(found.double(), aim, atol=max(1e-6, torch.finfo(kind).eps), rtol=0)
+    assert found is volumes
+
+
+def test_whole_matrices_smooth_as_their_pieces_do() -> None:
     volumes = torch.from_numpy(uniform("smoothing", (2, 2, 33, 20, 9), 0.0, 1.0))
     torch.testing.assert_close(
         _blur_by_products(volumes, SIGMAS.tolist()), gaussian_smooth(volumes, SIGMAS), atol=1e-6, rtol=0
