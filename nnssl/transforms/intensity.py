@@ -4,7 +4,6 @@ None of them clips; the numbers are those of the MONAI transforms that 3DINO use
 parameters). One parameter row belongs to one sample. Results are new volumes, or `out`, which may be the volumes.
 """
 
-import math
 from functools import lru_cache
 from itertools import pairwise
 
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 from nnssl.transforms.blur import gaussian_smooth, result_like
 
 GAMMA_EPS = 1e-7  # MONAI
-_LOG2_E = math.log2(math.e)
 _TINY = 1e-18  # stands in for 0, which has no logarithm; no power up to 2 of it is a slow, denormal number
 _FLATTEST = 1e-6
 _PIECE = 2**17  # voxels
@@ -28,8 +26,7 @@ def gamma_contrast(volumes: Tensor, gamma: Tensor, *, out: Tensor | None = None)
     low, high = _range(volumes)
     span = high - low
     changed = torch.sub(volumes, low, out=out).mul_(1 / (span + GAMMA_EPS)).clamp_min_(_TINY)
-    _log_(changed).mul_(_per_sample(gamma * _LOG2_E, volumes)).exp2_()  # a third of the time of pow
-    return changed.mul_(span).add_(low)
+    return _power_(changed, _per_sample(gamma, volumes)).mul_(span).add_(low)
 
 
 def gaussian_noise(volumes: Tensor, sigma: Tensor, seeds: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -155,17 +152,21 @@ def _distance_squared(frequencies: list[Tensor], sides: Shape) -> Tensor:
     return x[:, None, None] + y[:, None] + z[: sides[2] // 2 + 1]
 
 
-def _log_(values: Tensor) -> Tensor:
-    """Natural logarithm in place; on a CPU NumPy takes half the time."""
+def _power_(values: Tensor, exponents: Tensor) -> Tensor:
+    """exp(exponents * log(values)) in place, a third of the time of pow; on a CPU NumPy's are the fastest."""
     if values.device.type != "cpu":
-        return values.log_()
+        return values.log_().mul_(exponents).exp_()
     array = values.numpy()
     np.log(array, out=array)
+    np.multiply(array, exponents.numpy(), out=array)
+    np.exp(array, out=array)
     return values
 
 
 def _range(volumes: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest intensity of each sample, broadcastable to the volumes."""
+    if len(volumes) == 1:
+        return volumes.aminmax()
     flat = volumes.flatten(1)  # two passes: aminmax along a dimension is 20 times slower
     return _per_sample(flat.amin(1), volumes), _per_sample(flat.amax(1), volumes)
 
