@@ -132,10 +132,12 @@ def stock_runner(job: Job) -> Any:
 
 def our_runner(job: Job) -> Any:
     """Ours, as nnssl_plan_and_preprocess runs it in a worker."""
+    from nnssl.data.freed_memory import return_freed_memory
     from nnssl.data.preprocess_run import Target
     from nnssl.data.preprocessing import NnsslPlansManager, NnsslPreprocessor
     from nnssl.dataset_conversion.raw_dataset import Case
 
+    return_freed_memory()
     plans, preprocessor = NnsslPlansManager(plans_of(job)), NnsslPreprocessor()
     words, targets = _dataset_json(job.raw), (Target("3d_fullres", job.output, "benchmark"),)
 

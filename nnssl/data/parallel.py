@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from nnssl.data.freed_memory import return_freed_memory
+
 PROCESSES_VARIABLE = "nnUNet_def_n_proc"  # nnU-Net's
 KILLED = (
     "its worker process was killed, most likely for lack of memory; use fewer processes (-np 1) or a larger machine"
@@ -171,6 +173,7 @@ def _context() -> Any:
 def _start_worker() -> None:
     """As many workers as cores: a thread each is fastest. A worker ends with the process that started it."""
     torch.set_num_threads(1)
+    return_freed_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=([parent.sentinel],), daemon=True).start()

@@ -71,7 +71,7 @@ def resample_labels(labels: NDArray[np.integer], shape: Sequence[int]) -> NDArra
         winner[place][better] = number - 1
         most[place] = torch.where(better, votes, most[place])
         total[place] += votes
-    winner[most <= 1 - total + _TIE] = 0
+    winner[most <= total.neg_().add_(1).add_(_TIE)] = 0  # the background's vote, in the memory of the others'
     return winner.numpy()
 
 

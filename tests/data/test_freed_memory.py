@@ -1,4 +1,4 @@
-"""Memory that was freed is used again without asking the system for fresh pages."""
+"""Memory that was freed: kept without asking the system for fresh pages, or returned."""
 
 import os
 import platform
@@ -44,6 +44,28 @@ print(advised)
 """
 
 
+SECOND_BLOCK = """
+import ctypes, sys
+import torch
+from nnssl.data.freed_memory import return_freed_memory
+if sys.argv[1] == "return":
+    return_freed_memory()
+for _ in range(2):
+    block = torch.ones(5 * 2**20)  # 20 MB
+    address = block.data_ptr()
+    del block
+end_of_heap = ctypes.CDLL(None).sbrk
+end_of_heap.restype, end_of_heap.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+print("heap" if address < end_of_heap(0) else "own")
+"""
+
+
+def place_of_second_block(word: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", SECOND_BLOCK, word]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
 def faults(word: str) -> int:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # fixed, or glibc may happen to keep them as well
     command = [sys.executable, "-c", FAULTS, word]
@@ -63,3 +85,9 @@ def test_batches_after_the_first_take_no_fresh_pages() -> None:
 def test_the_heap_asks_for_huge_pages() -> None:
     done = subprocess.run([sys.executable, "-c", ADVISED], capture_output=True, text=True, check=True)
     assert int(done.stdout) * 1024 >= HUGE_BYTES - 2 * HUGE_PAGE  # it neither begins nor ends on a huge page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to return memory")
+def test_a_process_that_returns_memory_gives_blocks_no_place_in_the_heap() -> None:
+    assert [place_of_second_block(word) for word in ("return", "as it is")] == ["own", "heap"]
