@@ -39,7 +39,9 @@ def gaussian_smooth(volumes: Tensor, sigma: Tensor, *, out: Tensor | None = None
 
 
 def result_like(volumes: Tensor, out: Tensor | None) -> Tensor:
-    """Where a transform writes its result: `out`, or a new contiguous tensor of the same shape."""
+    """Where a transform writes its result: `out`, which must be contiguous, or a new tensor of the same shape."""
+    if out is not None and not out.is_contiguous():
+        raise ValueError(f"out of shape {tuple(out.shape)} and strides {out.stride()}: expected a contiguous tensor")
     return torch.empty_like(volumes, memory_format=torch.contiguous_format) if out is None else out
 
 

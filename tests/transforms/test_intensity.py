@@ -167,6 +167,12 @@ def test_a_transform_in_place_makes_the_same_numbers(name: str) -> None:
     assert transforms[name](volumes, out=volumes) is volumes and volumes.equal(expected)
 
 
+def test_a_result_that_would_be_lost_is_refused() -> None:
+    volumes = _volumes()
+    with pytest.raises(ValueError, match=r"out of shape .* strides .*: expected a contiguous tensor"):
+        gaussian_smooth(volumes, SIGMAS, out=volumes.transpose(2, 3).contiguous().transpose(2, 3))
+
+
 def test_contrast_keeps_the_ends_of_the_range() -> None:
     volumes = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 3, 1, 1)
     torch.testing.assert_close(gamma_contrast(volumes, torch.tensor([2.0])).flatten(), torch.tensor([0.0, 0.0625, 1.0]))
