@@ -1,13 +1,19 @@
 """Memory that was freed: kept without asking the system for fresh pages, or returned."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from nnssl.data.freed_memory import HUGE_BYTES, HUGE_PAGE
+from nnssl.data.parallel import Jobs, map_cases
+
+ROOT = Path(__file__).parents[2]
 
 FAULTS = """
 import resource, sys
@@ -44,26 +50,15 @@ print(advised)
 """
 
 
-SECOND_BLOCK = """
-import ctypes, sys
-import torch
-from nnssl.data.freed_memory import return_freed_memory
-if sys.argv[1] == "return":
-    return_freed_memory()
-for _ in range(2):
-    block = torch.ones(5 * 2**20)  # 20 MB
-    address = block.data_ptr()
-    del block
-end_of_heap = ctypes.CDLL(None).sbrk
-end_of_heap.restype, end_of_heap.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
-print("heap" if address < end_of_heap(0) else "own")
-"""
-
-
-def place_of_second_block(word: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", SECOND_BLOCK, word]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+def second_block_lies_in_the_heap() -> bool:
+    """glibc gives the first block of 20 MB pages of its own, and by itself keeps what it learns is needed again."""
+    for _ in range(2):
+        block = torch.ones(5 * 2**20)
+        address = block.data_ptr()
+        del block
+    end_of_heap = ctypes.CDLL(None).sbrk
+    end_of_heap.restype, end_of_heap.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    return address < int(end_of_heap(0))
 
 
 def faults(word: str) -> int:
@@ -89,5 +84,12 @@ def test_the_heap_asks_for_huge_pages() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to return memory")
-def test_a_process_that_returns_memory_gives_blocks_no_place_in_the_heap() -> None:
-    assert [place_of_second_block(word) for word in ("return", "as it is")] == ["own", "heap"]
+def test_workers_that_go_through_cases_give_blocks_no_place_in_the_heap() -> None:
+    cases: Jobs = {"first": (), "second": ()}
+    assert map_cases(second_block_lies_in_the_heap, cases, processes=2, title="").results == dict.fromkeys(cases, False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    code = f"from {__name__} import second_block_lies_in_the_heap as asked; print(asked())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == "True"  # without being told
