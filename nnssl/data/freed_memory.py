@@ -5,7 +5,7 @@ and asks for them again, the system then hands out every page of 4 KiB as zeros,
 up. Reading and augmenting crops takes a fifth less time without the first and another twentieth without the second.
 
 A process that goes through cases of all sizes returns them: what glibc keeps of one case has holes where the next one
-does not fit (a tenth of 800 MiB after 115 scans).
+does not fit (docs/preprocessing.md, "Measured").
 """
 
 import ctypes

@@ -49,7 +49,7 @@ def _blur_by_pieces(volume: NDArray[np.floating], sigmas: list[float], *, out: N
     """(X, Y, Z) blurred. NumPy multiplies: twice as fast as PyTorch's products (MKL, on AMD) and convolutions."""
     axes = zip(sigmas, volume.shape, _PIECES, strict=True)
     along_x, along_y, along_z = (_bands(sigma, side, step, volume.dtype) for sigma, side, step in axes)
-    along_z = [(np.ascontiguousarray(band.T), near, piece) for band, near, piece in along_z]  # a quarter faster
+    along_z = [(band.T.copy(), near, piece) for band, near, piece in along_z]  # a view takes a quarter longer
     once, room = np.empty_like(volume), np.empty_like(volume[:_SLAB])
     for band, near, piece in along_x:
         np.matmul(band, _rows(volume[near]), out=_rows(once[piece]))
@@ -68,7 +68,7 @@ def _bands(sigma: float, side: int, step: int, kind: np.dtype) -> list[tuple[NDA
     matrix, reach = _banded(kernel, side).astype(kind), len(kernel) // 2
     pieces = [slice(start, min(side, start + step)) for start in range(0, side, step)]
     nears = [slice(max(0, piece.start - reach), min(side, piece.stop + reach)) for piece in pieces]
-    return [(np.ascontiguousarray(matrix[piece, near]), near, piece) for near, piece in zip(nears, pieces, strict=True)]
+    return [(matrix[piece, near], near, piece) for near, piece in zip(nears, pieces, strict=True)]
 
 
 def _rows(volume: NDArray[np.floating]) -> NDArray[np.floating]:
